@@ -1,0 +1,42 @@
+# `make search` and `make test` do everything on a fresh machine with Python 3.11; the rest is for contributors.
+
+# Spinning threads slow torch down many times when anything else runs.
+export OMP_WAIT_POLICY := PASSIVE
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUNS := runs
+PACKAGES := $(wildcard detectors restorers hsq_env agents)
+
+.PHONY: setup search test lint format clean
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@for python in python3.11 python3; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+			exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "Python 3.11 was found neither as python3.11 nor as python3: install it first." >&2; exit 2
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+search: setup
+	$(VENV)/bin/hsq search --out $(RUNS)/shapes-$$(date +%Y%m%d-%H%M%S)
+
+test: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy $(PACKAGES)
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

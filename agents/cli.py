@@ -1,0 +1,235 @@
+"""The ``hsq`` command. Bad input ends in one sentence and exit code 2, Ctrl-C in exit code 130."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import hsq_env  # noqa: F401 - sets OMP_WAIT_POLICY before torch loads
+from detectors.errors import InputError
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+def search(
+    out: Path,
+    dataset: str = "shapes",
+    detector: str | None = None,
+    teacher: Path | None = None,
+    algo: str = "dqn",
+    episodes: int = 5,
+    time_budget: float | None = None,
+    target_ratio: float = 8.0,
+    seed: int = 0,
+    finetune_steps: int = 300,
+    finalists: int = 2,
+    step_minibatches: int = 2,
+    search_images: int = 64,
+    pool_images: int = 64,
+    calibration_images: int = 16,
+    reward: str = "paper",
+    alpha: float = 0.3,
+    beta: float = 0.8,
+    activation_bits: int | None = 8,
+    sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
+    bfloat16: bool = False,
+) -> None:
+    """Find a small version of a trained detector.
+
+    Writes OUT/result.json, plan.json, model.hsq, policy.zip, teacher.safetensors, baselines/ and TensorBoard logs.
+
+    Example: hsq search --dataset photos/ --teacher photos.safetensors --target-ratio 10 --out runs/photos
+
+    :param out: a new or empty folder
+    :param dataset: "shapes", or a COCO-layout folder
+    :param detector: name that the teacher must have; any if not given
+    :param teacher: written by 'hsq teacher'; the shipped one for "shapes"
+    :param algo: dqn, ppo, a2c, sac, td3 or ddpg
+    :param episodes: each decides every layer once; the paper uses 1000
+    :param time_budget: seconds of the agent's training, whichever ends first
+    :param target_ratio: teacher bytes over student bytes
+    :param seed: of the agent and of the long fine-tuning
+    :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
+    :param finalists: plans that are fine-tuned; the best on the search split wins
+    :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
+    :param search_images: images that rewards look at
+    :param pool_images: training images that the brief fine-tuning takes its minibatches from
+    :param calibration_images: training images for activation ranges and sensitivities
+    :param reward: paper, paper-literal, size or terminal
+    :param alpha: share of the ground-truth loss in the steps' fine-tuning
+    :param beta: weight of accuracy in the reward
+    :param activation_bits: of every layer's input; None for float32
+    :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
+    :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
+    """
+    from agents.report import print_table
+    from agents.run_folder import check_new_folder
+    from agents.search import search as run_search
+    from detectors.task import detection_task
+
+    check_new_folder(out)
+    task = detection_task(
+        dataset,
+        detector,
+        teacher,
+        search_images=search_images,
+        pool_images=pool_images,
+        calibration_images=calibration_images,
+        seed=seed,
+    )
+    result = run_search(
+        task,
+        out,
+        algo=algo,
+        episodes=episodes,
+        time_budget=time_budget,
+        target_ratio=target_ratio,
+        seed=seed,
+        finetune_steps=finetune_steps,
+        finalists=finalists,
+        detector=task.spec.detector,
+        step_minibatches=step_minibatches,
+        reward=reward,
+        alpha=alpha,
+        beta=beta,
+        activation_bits=activation_bits,
+        sparsity_pattern=sparsity_pattern,
+        bfloat16=bfloat16,
+    )
+    print_table(result, out)
+
+
+def evaluate(
+    file: Annotated[Path, tyro.conf.Positional],
+    dataset: str = "shapes",
+    split: Literal["search", "test"] = "test",
+    json: bool = False,
+) -> None:
+    """Measure bytes and mAP of a .hsq file again.
+
+    :param file: model.hsq of a search
+    :param dataset: "shapes", or a COCO-layout folder
+    :param split: "test", or "search" for the whole split that rewards come from
+    :param json: print JSON
+    """
+    from agents.report import evaluate_file, print_evaluation
+
+    print_evaluation(evaluate_file(file, dataset, split), as_json=json)
+
+
+def info(file: Annotated[Path, tyro.conf.Positional], json: bool = False) -> None:
+    """Print the plan of a .hsq file.
+
+    :param file: model.hsq of a search
+    :param json: print JSON
+    """
+    from agents.report import print_info
+
+    print_info(file, as_json=json)
+
+
+def teacher(
+    out: Path,
+    dataset: str = "shapes",
+    detector: str | None = None,
+    epochs: int = 24,
+    cycles: int = 2,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    image_size: int | None = None,
+    level_scale: float | None = None,
+    train_images: int = 8000,
+    vertical_flip: bool = False,
+    bfloat16: bool = False,
+    half: bool = False,
+    evaluate_every: int = 1,
+    seed: int = 0,
+) -> None:
+    """Train a teacher from random weights; called again, an interrupted training goes on.
+
+    Example: hsq teacher --dataset photos/ --image-size 160 --epochs 45 --cycles 1 --batch-size 8 --out t.safetensors
+
+    :param out: the file to write, FP32 safetensors with batch norm folded
+    :param dataset: "shapes", or a COCO-layout folder
+    :param detector: fcos_resnet50 or fcos_resnet50_quarter (the default for "shapes")
+    :param epochs: passes over the training split
+    :param cycles: rises and falls of the learning rate, each half as high as the one before
+    :param batch_size: images per step
+    :param learning_rate: the peak of the one-cycle schedule
+    :param image_size: pixels of the shorter side; 128 for "shapes", else 800
+    :param level_scale: object sizes per pyramid level over those that suit 800-pixel images; by default the power of two
+        nearest to 1.5 times image size over 800
+    :param train_images: how many "shapes" to draw for training
+    :param vertical_flip: augment with vertical flips too
+    :param bfloat16: convolutions in bfloat16: twice as fast on processors with AMX and on GPUs
+    :param half: write float16 weights
+    :param evaluate_every: epochs between measurements on the search split
+    :param seed: of weights and order
+    """
+    from agents.report import train_teacher_file
+
+    default = "fcos_resnet50_quarter" if dataset == "shapes" else "fcos_resnet50"
+    train_teacher_file(
+        out,
+        dataset,
+        detector or default,
+        image_size=image_size or (128 if dataset == "shapes" else 800),
+        level_scale=level_scale,
+        train_images=train_images,
+        epochs=epochs,
+        cycles=cycles,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        vertical_flip=vertical_flip,
+        bfloat16=bfloat16,
+        half=half,
+        evaluate_every=evaluate_every,
+        seed=seed,
+    )
+
+
+def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: int = 0) -> None:
+    """Write the generated shapes data as a COCO-layout folder.
+
+    :param out: a folder that does not exist yet
+    :param train: images
+    :param val: images of the search split
+    :param test: images
+    :param seed: of all pictures
+    """
+    from detectors.shapes import write_shapes
+
+    print(f"wrote {write_shapes(out, {'train': train, 'val': val, 'test': test}, seed)}")
+
+
+COMMANDS: dict[str, Any] = {"search": search, "evaluate": evaluate, "info": info, "teacher": teacher, "shapes": shapes}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and turn expected failures into a sentence and an exit code."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="hsq", description="Make a trained detector small.", args=arguments
+        )
+    except InputError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+            raise
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
+        _fail(
+            f"Cannot write {error.filename or 'the output'} ({error.strerror}): {remedy} and try again.", EXIT_BAD_INPUT
+        )
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "Interrupted.", EXIT_INTERRUPTED)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"hsq: {sentence}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

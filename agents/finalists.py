@@ -1,0 +1,76 @@
+"""The part of a search that follows the agent: long fine-tuning, the choice, the figures of the table."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from agents.baselines import uniform_plan
+from agents.callbacks import Episode
+from agents.run_folder import RunFolder
+from hsq_env.choices import Plan
+from hsq_env.env import HSQEnv
+from hsq_env.finetuning import finetune_all
+from hsq_env.student import Student, evaluate
+
+UNIFORM_BITS = (8, 4)
+Say = Callable[[str], None]
+
+
+def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Student:
+    """A fresh student with the plan, fine-tuned at length from the teacher's weights.
+
+    Where the fine-tuning diverges, the student is left as the plan alone makes it.
+
+    :param steps: gradient steps; 0 for none
+    :param label: for the progress bar
+    """
+    student = Student(env.task, env.layers, env.student.activation_bits, env.student.pattern)
+    student.apply(plan)
+    with tqdm(total=steps, desc=f"fine-tuning {label}", disable=None, leave=False) as bar:
+        bfloat16 = env.compressor.bfloat16
+        if steps and not finetune_all(student, steps, on_step=lambda _: bar.update(), bfloat16=bfloat16):
+            student.apply(plan)
+    return student
+
+
+def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Episode, Student, list[dict[str, Any]]]:
+    """Fine-tune the best plans and keep the one with the highest metric on the search split.
+
+    :return: the winner, its fine-tuned student, and a row for each candidate
+    """
+    winner: tuple[float, Episode, Student] | None = None
+    rows = []
+    for number, episode in enumerate(best):
+        student = finetuned_student(env, episode.plan, steps, f"plan {number + 1} of {len(best)}")
+        score = evaluate(env.task, student.stages, "search")
+        say(f"plan {number + 1} ({episode.source}): search mAP {score:.4f} after {steps} fine-tuning steps")
+        rows.append({"source": episode.source, "accuracy": episode.accuracy, "finetuned_search_map": score})
+        if winner is None or score > winner[0]:
+            winner = (score, episode, student)
+    assert winner is not None  # a search has at least the integer program's plan
+    return winner[1], winner[2], rows
+
+
+def measure(
+    env: HSQEnv, folder: RunFolder, student: Student, teacher_bytes: int, steps: int, say: Say
+) -> dict[str, dict[str, Any]]:
+    """Bytes on disk and the test metric of HSQ and of the uniform plans, as they are and fine-tuned alike.
+
+    :param student: HSQ's
+    :return: ``{name: {"map", "bytes", "ratio"}}``
+    """
+    methods: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, measured: Student, file: str) -> None:
+        size = folder.write_student(measured, file)
+        score = evaluate(env.task, measured.stages, "test")
+        methods[name] = {"map": score, "bytes": size, "ratio": teacher_bytes / size}
+        say(f"{name}: test mAP {score:.4f}, {size:,} bytes, {teacher_bytes / size:.2f}x")
+
+    for bits in UNIFORM_BITS:
+        for suffix, count in (("", 0), ("_finetuned", steps)):
+            name = f"uniform{bits}{suffix}"
+            add(name, finetuned_student(env, uniform_plan(env, bits), count, name), f"baselines/{name}.hsq")
+    add("hsq", student, "model.hsq")
+    return methods

@@ -1,0 +1,133 @@
+"""What the commands print, and the small jobs behind them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from detectors.coco import class_names, load_folder
+from detectors.errors import InputError
+from detectors.shapes import CLASS_NAMES
+from detectors.task import SHAPES, DetectionTask, shapes_folder
+from detectors.teacher import DetectorSpec, freeze, spec_from_json
+from detectors.train import train_teacher
+from hsq_env.file import load_hsq, read_header
+from hsq_env.size import encoding
+from hsq_env.student import evaluate
+
+TITLES = {
+    "uniform8": "uniform 8 bit",
+    "uniform8_finetuned": "uniform 8 bit, fine-tuned",
+    "uniform4": "uniform 4 bit",
+    "uniform4_finetuned": "uniform 4 bit, fine-tuned",
+    "hsq": "HSQ",
+}
+
+
+def print_table(result: dict[str, Any], out: Path) -> None:
+    """The table of a search."""
+    table = Table(title=f"{result['dataset']}, {result['split']} split")
+    for column in ("method", "mAP", "points lost", "bytes", "ratio"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    teacher = result["teacher"]
+    table.add_row("teacher, FP32", f"{teacher['map']:.4f}", "", f"{teacher['bytes']:,}", "1.00x")
+    for name, row in result["methods"].items():
+        lost = 100 * (teacher["map"] - row["map"])
+        table.add_row(TITLES[name], f"{row['map']:.4f}", f"{lost:.2f}", f"{row['bytes']:,}", f"{row['ratio']:.2f}x")
+    console = Console()
+    console.print(table)
+    source = result["methods"]["hsq"]["source"]
+    console.print(
+        f"The plan is from {source}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}."
+    )
+
+
+def evaluate_file(file: Path, dataset: str, split: str) -> dict[str, Any]:
+    """Bytes and mAP of a ``.hsq`` file; the ratio too where the teacher lies beside it.
+
+    :raises InputError: if the file or the data cannot be used
+    """
+    spec = _spec(file)
+    model = spec.build_folded()
+    load_hsq(file, model)
+    freeze(model)
+    folder = shapes_folder() if dataset == SHAPES else Path(dataset)
+    splits = load_folder(folder, spec.classes, spec.min_size, spec.max_size)
+    task = DetectionTask(dataset, model, spec, splits, search_images=None, pool_images=1, calibration_images=1)
+    score, size = evaluate(task, task.stages(model), split), file.stat().st_size
+    result = {"file": str(file), "dataset": dataset, "split": split, "map": score, "bytes": size}
+    teacher = file.parent / "teacher.safetensors"
+    return {**result, "ratio": teacher.stat().st_size / size} if teacher.is_file() else result
+
+
+def _spec(file: Path) -> DetectorSpec:
+    try:
+        return spec_from_json(read_header(file).model)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} holds a model that this command cannot build: load it with hsq_env.load_hsq."
+        ) from error
+
+
+def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
+    """One line, or JSON."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    ratio = f", {result['ratio']:.2f}x" if "ratio" in result else ""
+    print(
+        f"{result['file']}: mAP {result['map']:.4f} on {result['dataset']} ({result['split']}), {result['bytes']:,} bytes{ratio}"
+    )
+
+
+def print_info(file: Path, as_json: bool) -> None:
+    """The plan as a table, or JSON."""
+    header = read_header(file)
+    if as_json:
+        print(json.dumps({"model": header.model, "pattern": header.pattern, **header.plan().to_json()}))
+        return
+    table = Table(title=f"{file}, {file.stat().st_size:,} bytes")
+    for column in ("layer", "shape", "bits", "sparsity", "zeros stored as", "activation bits"):
+        table.add_column(column)
+    for entry in header.layers:
+        shape = "x".join(map(str, entry.shape))
+        if entry.choice is None:
+            table.add_row(entry.name, shape, "32", "0%", "", "")
+            continue
+        kind = encoding(entry.shape, entry.choice, header.pattern).kind
+        row = (entry.name, shape, str(entry.choice.bits), f"{entry.choice.sparsity:.0%}", kind)
+        table.add_row(*row, str(entry.activation_bits or 32))
+    Console().print(table)
+
+
+def train_teacher_file(
+    out: Path,
+    dataset: str,
+    detector: str,
+    image_size: int,
+    level_scale: float | None,
+    train_images: int,
+    **training: Any,
+) -> None:
+    """Train and say what came of it."""
+    embedded = dataset == SHAPES
+    names = CLASS_NAMES if embedded else tuple(class_names(dataset))
+    scale = level_scale or level_scale_for(image_size)
+    spec = DetectorSpec(
+        detector, names, level_scale=scale, min_size=image_size, max_size=round(image_size * 1333 / 800)
+    )
+    spec.build()  # an unknown detector is refused before images are drawn
+    folder = shapes_folder({"train": train_images}) if embedded else Path(dataset)
+    splits = load_folder(folder, names, spec.min_size, spec.max_size)
+    best = train_teacher(splits, spec, out, **training)
+    print(f"wrote {out}: mAP {best['map']:.4f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
+
+
+def level_scale_for(image_size: int) -> float:
+    """The power of two nearest to 1.5 * image_size / 800, at most 1: 0.25 at 128 pixels, 1 from 400 on."""
+    scale = 1.0
+    while scale > 1.5 * image_size / 800 * 2**0.5:
+        scale /= 2
+    return scale

@@ -1,0 +1,51 @@
+"""Write the tables of README.md from the JSON files in ``benchmarks/results``.
+
+python -m benchmarks.readme_tables
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+TITLES = {
+    "uniform8": "uniform 8 bit",
+    "uniform8_finetuned": "uniform 8 bit, same fine-tuning",
+    "uniform4": "uniform 4 bit",
+    "uniform4_finetuned": "uniform 4 bit, same fine-tuning",
+    "hsq": "**HSQ**",
+}
+
+
+def table(result: dict[str, Any]) -> str:
+    """A search's result as Markdown."""
+    teacher = result["teacher"]
+    rows = [
+        "| method | mAP (test) | points lost | bytes | ratio |",
+        "|---|---:|---:|---:|---:|",
+        f"| teacher, FP32 | {teacher['map']:.4f} | | {teacher['bytes']:,} | 1.00x |",
+    ]
+    for name, row in result["methods"].items():
+        lost = 100 * (teacher["map"] - row["map"])
+        rows.append(f"| {TITLES[name]} | {row['map']:.4f} | {lost:.2f} | {row['bytes']:,} | {row['ratio']:.2f}x |")
+    source = result["methods"]["hsq"]["source"].replace("_", " ")
+    rows += ["", f"The plan came from: {source}. `{result['environment']['command']}`, {result['seconds']:.0f} s."]
+    return "\n".join(rows)
+
+
+def with_tables(text: str) -> str:
+    """``text`` with every marked table made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table: {name} -->\n{table(json.loads((RESULTS / name).read_text()))}\n<!-- end -->"
+
+    return BLOCK.sub(block, text)
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))

@@ -1,0 +1,287 @@
+"""Images and boxes from a COCO-layout folder, checked at the door."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.nn import functional as F
+
+from detectors.errors import InputError
+from detectors.metric import quiet_coco
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, as torchvision's detectors expect
+IMAGE_STD = (0.229, 0.224, 0.225)
+SIZE_DIVISOR = 32  # batches are padded to multiples of the deepest backbone stride
+SPLIT_NAMES = {
+    "train": ("train2017", "train"),
+    "search": ("val2017", "val", "valid", "validation"),
+    "test": ("test2017", "test"),
+}
+HOLD_OUT = 10  # every tenth training image serves as search split where only train and val exist
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images ready for the network with their ground truth.
+
+    ``images`` is (N, 3, H, W), normalized and zero-padded at the right and bottom; ``image_sizes`` the (height, width)
+    before padding; ``targets`` one dictionary per image with ``boxes`` (K, 4) as (x0, y0, x1, y1) in resized pixels
+    and ``labels`` (K,).
+    """
+
+    images: Tensor
+    image_sizes: tuple[tuple[int, int], ...]
+    image_ids: tuple[int, ...]
+    targets: tuple[dict[str, Tensor], ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        targets = tuple({name: value.to(device) for name, value in target.items()} for target in self.targets)
+        return Batch(self.images.to(device), self.image_sizes, self.image_ids, targets)
+
+
+class CocoSplit:
+    """One split of a folder: annotations in memory, images decoded and resized when first asked for, then kept.
+
+    :param folder: where the images lie
+    :param truth: the annotations of exactly the images that count
+    :param labels: label of each category id
+    :param min_size: pixels of the shorter side after resizing
+    :param max_size: pixels of the longer side at most
+    """
+
+    def __init__(self, folder: Path, truth: COCO, labels: dict[int, int], min_size: int, max_size: int) -> None:
+        self.folder, self.truth, self.labels = folder, truth, labels
+        self.min_size, self.max_size = min_size, max_size
+        self.image_ids: list[int] = sorted(truth.imgs)
+        self.category_of_label = {label: category for category, label in labels.items()}
+        self._pixels: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def first(self, count: int) -> "CocoSplit":
+        """The first ``count`` images by id as a split of their own."""
+        return self.only(self.image_ids[:count])
+
+    def only(self, image_ids: Sequence[int]) -> "CocoSplit":
+        """The given images as a split of their own."""
+        wanted = set(image_ids)
+        data = self.truth.dataset
+        kept = {
+            "images": [image for image in data["images"] if image["id"] in wanted],
+            "annotations": [a for a in data["annotations"] if a["image_id"] in wanted],
+            "categories": data["categories"],
+        }
+        return CocoSplit(self.folder, quiet_coco(kept), self.labels, self.min_size, self.max_size)
+
+    def pixels(self, image_id: int) -> Tensor:
+        """The resized image, (3, H, W) uint8."""
+        if image_id not in self._pixels:
+            path = self.folder / self.truth.imgs[image_id]["file_name"]
+            try:
+                with Image.open(path) as image:
+                    array = np.asarray(image.convert("RGB"))
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"The image {path} cannot be read ({error}): replace it or remove its entry."
+                ) from error
+            original = torch.from_numpy(array.copy()).permute(2, 0, 1)
+            self._pixels[image_id] = _resized(original, self.min_size, self.max_size)
+        return self._pixels[image_id]
+
+    def scale(self, image_id: int) -> tuple[float, float]:
+        """Resized over original (width, height)."""
+        info = self.truth.imgs[image_id]
+        _, height, width = self.pixels(image_id).shape
+        return width / info["width"], height / info["height"]
+
+    def target(self, image_id: int) -> dict[str, Tensor]:
+        """Ground truth of one image without crowd regions, in resized pixels."""
+        annotations = [a for a in self.truth.imgToAnns[image_id] if not a.get("iscrowd", 0)]
+        boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        width, height = self.scale(image_id)
+        labels = torch.tensor([self.labels[a["category_id"]] for a in annotations], dtype=torch.int64)
+        return {"boxes": boxes * torch.tensor([width, height, width, height]), "labels": labels}
+
+    def batch(self, image_ids: Sequence[int]) -> Batch:
+        """Normalize, pad and stack the given images."""
+        pixels = [self.pixels(i) for i in image_ids]
+        return make_batch(pixels, [self.target(i) for i in image_ids], image_ids)
+
+    def batches(self, batch_size: int) -> list[Batch]:
+        """The whole split in order of image id."""
+        return [self.batch(self.image_ids[i : i + batch_size]) for i in range(0, len(self), batch_size)]
+
+    def to_coco(self, image_id: int, detection: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """torchvision's detections of one image, in resized pixels, as COCO results in original pixels."""
+        width, height = self.scale(image_id)
+        boxes = detection["boxes"].detach().double().cpu() / torch.tensor([width, height, width, height]).double()
+        boxes[:, 2:] -= boxes[:, :2]
+        rows = zip(boxes.tolist(), detection["scores"].tolist(), detection["labels"].tolist(), strict=True)
+        return [
+            {"image_id": image_id, "category_id": self.category_of_label[label], "bbox": box, "score": score}
+            for box, score, label in rows
+            if label in self.category_of_label
+        ]
+
+
+def make_batch(pixels: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], image_ids: Sequence[int]) -> Batch:
+    """Stack uint8 images (3, H, W) of any sizes into one normalized, padded batch."""
+    sizes = tuple((image.shape[1], image.shape[2]) for image in pixels)
+    height = -(-max(h for h, _ in sizes) // SIZE_DIVISOR) * SIZE_DIVISOR
+    width = -(-max(w for _, w in sizes) // SIZE_DIVISOR) * SIZE_DIVISOR
+    mean = torch.tensor(IMAGE_MEAN)[:, None, None]
+    std = torch.tensor(IMAGE_STD)[:, None, None]
+    images = torch.zeros(len(pixels), 3, height, width)
+    for i, (image, (h, w)) in enumerate(zip(pixels, sizes, strict=True)):
+        images[i, :, :h, :w] = (image.float() / 255 - mean) / std
+    return Batch(images, sizes, tuple(image_ids), tuple(targets))
+
+
+def _resized(image: Tensor, min_size: int, max_size: int) -> Tensor:
+    """Bilinear, the shorter side to ``min_size`` unless the longer would exceed ``max_size``."""
+    height, width = image.shape[1:]
+    factor = min(min_size / min(height, width), max_size / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    if size == (height, width):
+        return image
+    scaled = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+    return scaled.round().clamp(0, 255).to(torch.uint8)
+
+
+def load_folder(
+    folder: str | Path, classes: Sequence[str] | None = None, min_size: int = 800, max_size: int = 1333
+) -> dict[str, CocoSplit]:
+    """Read a COCO-layout folder: ``annotations/instances_<split>.json`` beside ``<split>/`` with the images.
+
+    Splits are found by COCO's or the plain names. Without a test split, the validation images become the test split
+    and every tenth training image becomes the search split, which then is not trained on.
+
+    :param folder: the data
+    :param classes: class names by label; the categories of the annotations, in order of id, when None
+    :param min_size: pixels of the shorter side after resizing
+    :param max_size: pixels of the longer side at most
+    :return: ``CocoSplit`` by "train", "search", "test"
+    :raises InputError: for anything missing or malformed, naming the file and the entry
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"There is no data folder {folder}: give the folder that holds 'annotations/' and the images.")
+    found = {role: _find_split(folder, names) for role, names in SPLIT_NAMES.items()}
+    if found["train"] is None or found["search"] is None:
+        missing = " and ".join(
+            f"instances_{SPLIT_NAMES[role][0]}.json" for role in ("train", "search") if found[role] is None
+        )
+        raise InputError(f"{folder / 'annotations'} lacks {missing} (or the plain-named form): add the annotations.")
+    splits = {}
+    for role, name in found.items():
+        if name is not None:
+            data = _checked_annotations(folder, name)
+            labels = _labels(data["categories"], classes, folder / "annotations" / f"instances_{name}.json")
+            splits[role] = CocoSplit(folder / name, quiet_coco(data), labels, min_size, max_size)
+    if "test" not in splits:
+        train = splits["train"]
+        held = set(train.image_ids[::HOLD_OUT])
+        search, kept = train.only(sorted(held)), train.only([i for i in train.image_ids if i not in held])
+        if not search.truth.anns or not kept.truth.anns:
+            raise InputError(
+                f"{folder} has too few annotated training images to hold some back: add images or a test split."
+            )
+        splits = {"test": splits["search"], "search": search, "train": kept}
+    return splits
+
+
+def class_names(folder: str | Path) -> list[str]:
+    """The category names of a folder's training annotations in order of id.
+
+    :raises InputError: if there are no training annotations
+    """
+    folder = Path(folder)
+    name = _find_split(folder, SPLIT_NAMES["train"]) if folder.is_dir() else None
+    if name is None:
+        raise InputError(f"There is no annotations/instances_train2017.json (or instances_train.json) in {folder}.")
+    data = _checked_annotations(folder, name)
+    return [c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])]
+
+
+def _find_split(folder: Path, names: Sequence[str]) -> str | None:
+    for name in names:
+        if (folder / "annotations" / f"instances_{name}.json").is_file():
+            return name
+    return None
+
+
+def _labels(categories: list[dict[str, Any]], classes: Sequence[str] | None, path: Path) -> dict[int, int]:
+    names = list(classes) if classes is not None else [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+    unknown = [c["name"] for c in categories if c["name"] not in names]
+    if unknown:
+        raise InputError(
+            f"{path} has categories that the teacher does not know ({', '.join(unknown[:5])}): "
+            f"train a teacher on this data with 'hsq teacher', or keep only its classes ({', '.join(names[:8])})."
+        )
+    return {c["id"]: names.index(c["name"]) for c in categories}
+
+
+def _checked_annotations(folder: Path, name: str) -> dict[str, Any]:
+    """Annotations in COCO's format, or one sentence about the first thing wrong with them."""
+    path = folder / "annotations" / f"instances_{name}.json"
+    try:
+        data = json.loads(path.read_text())
+        images, annotations, categories = data["images"], data["annotations"], data["categories"]
+        by_id = {image["id"]: image for image in images}
+        known = {category["id"]: category["name"] for category in categories}
+        for image in images:
+            _ = image["file_name"], image["width"] + 0, image["height"] + 0  # adding refuses strings
+        for a in annotations:
+            _ = a["id"], a["image_id"], a["category_id"], [v + 0 for v in a["bbox"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not in COCO's format ({type(error).__name__}: {error}): export it again."
+        ) from error
+    if not (folder / name).is_dir():
+        raise InputError(f"{path} has no image folder {folder / name}: put the images there.")
+    if not images or not annotations:
+        what = "images" if not images else "annotations"
+        raise InputError(f"{path} lists no {what}: a split needs both images and boxes.")
+    present = {entry.name for entry in (folder / name).iterdir()}
+    for image in images:
+        if image["file_name"] not in present and not (folder / name / image["file_name"]).is_file():
+            raise InputError(
+                f"{path} lists {image['file_name']}, which is not in {folder / name}: add it or remove its entry."
+            )
+    for a in annotations:
+        _check_box(a, by_id, known, path)
+        a.setdefault("iscrowd", 0)
+        a.setdefault("area", a["bbox"][2] * a["bbox"][3])
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _check_box(annotation: dict[str, Any], images: dict[int, Any], categories: dict[int, str], path: Path) -> None:
+    where = f"{path}: annotation {annotation['id']}"
+    if annotation["image_id"] not in images:
+        raise InputError(
+            f"{where} belongs to image {annotation['image_id']}, which is not listed: remove it or list the image."
+        )
+    if annotation["category_id"] not in categories:
+        raise InputError(f"{where} has the unknown category {annotation['category_id']}: add it to 'categories'.")
+    if len(annotation["bbox"]) != 4 or not np.isfinite(annotation["bbox"]).all():
+        raise InputError(f"{where} has the box {annotation['bbox']}: a box is four finite numbers x, y, width, height.")
+    x, y, width, height = annotation["bbox"]
+    if width <= 0 or height <= 0:
+        raise InputError(f"{where} has a box of zero area ({width} x {height}): remove it.")
+    image = images[annotation["image_id"]]
+    slack = 1.0  # pixels; annotation tools round outwards
+    if x < -slack or y < -slack or x + width > image["width"] + slack or y + height > image["height"] + slack:
+        raise InputError(
+            f"{where} has a box outside its image ({image['file_name']}, {image['width']} x {image['height']}): "
+            f"clip or remove [{x}, {y}, {width}, {height}]."
+        )

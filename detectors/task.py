@@ -1,0 +1,174 @@
+"""A detector with its data and mAP, in the form that the environment takes (``hsq_env.task.Task``)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.image_list import ImageList
+
+from detectors.cache import cache_folder
+from detectors.coco import Batch, CocoSplit, load_folder
+from detectors.detection import detect, detections_map
+from detectors.errors import InputError
+from detectors.fcos import Stage, State, fcos_stages, head_outputs
+from detectors.shapes import DEFAULT_IMAGES, SHAPES_VERSION, write_shapes
+from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, load_teacher, teacher_bytes
+from detectors.train import augmented_batch
+
+SHAPES = "shapes"
+
+
+@dataclass(frozen=True)
+class Distillable:
+    """See ``hsq_env.task.Distilled``."""
+
+    name: str
+    kind: str
+    tensor: Tensor
+
+
+class DetectionTask:
+    """A trained detector on a COCO-layout folder.
+
+    :param name: for tables and messages
+    :param teacher: folded and frozen
+    :param spec: what rebuilds it
+    :param splits: "train", "search" and "test"
+    :param search_images: how many of the search split rewards look at, the first by id; None for all
+    :param test_images: likewise for final numbers
+    :param pool_images: training images for the brief fine-tuning
+    :param calibration_images: training images for activation ranges and sensitivities
+    :param batch_size: of fine-tuning and evaluation
+    :param seed: of the long fine-tuning's batches
+    """
+
+    def __init__(
+        self,
+        name: str,
+        teacher: FCOS,
+        spec: DetectorSpec,
+        splits: dict[str, CocoSplit],
+        search_images: int | None = 64,
+        test_images: int | None = None,
+        pool_images: int = 64,
+        calibration_images: int = 16,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        for role, split in splits.items():
+            if not len(split):
+                raise InputError(f"The {role} split of '{name}' has no images: add some.")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.name, self.spec, self.seed, self.batch_size = name, spec, seed, batch_size
+        self.teacher = teacher.to(self.device)
+        limits = {"search": search_images, "test": test_images}
+        self._splits = {role: splits[role].first(n) if n else splits[role] for role, n in limits.items()}
+        self._train = splits["train"]
+        self._pool = self._batches(self._train.first(pool_images))
+        self._calibration = self._batches(self._train.first(calibration_images))
+        self._evaluation: dict[str, list[Batch]] = {}
+
+    def _batches(self, split: CocoSplit) -> list[Batch]:
+        return [batch.to(self.device) for batch in split.batches(self.batch_size)]
+
+    def stages(self, model: torch.nn.Module) -> list[Stage]:
+        """See ``fcos_stages``."""
+        assert isinstance(model, FCOS)
+        return fcos_stages(model)
+
+    def calibration(self) -> list[Batch]:
+        """The first training images."""
+        return self._calibration
+
+    def finetuning(self) -> list[Batch]:
+        """The fixed pool of training batches."""
+        return self._pool
+
+    def long_finetuning(self, step: int) -> Batch:
+        """A random training batch, flipped and brightened at random; a function of the seed and ``step``."""
+        rng = np.random.default_rng([self.seed, step])
+        count = min(self.batch_size, len(self._train))
+        picked = rng.choice(len(self._train), count, replace=False)
+        return augmented_batch(self._train, [self._train.image_ids[i] for i in picked], rng).to(self.device)
+
+    def evaluation(self, split: str) -> list[Batch]:
+        """All batches of "search" or "test"."""
+        if split not in self._evaluation:
+            self._evaluation[split] = self._batches(self._splits[split])
+        return self._evaluation[split]
+
+    def task_loss(self, outputs: State, batch: Batch) -> Tensor:
+        """The sum of torchvision's three FCOS losses."""
+        features = outputs["features"]
+        anchors = self.teacher.anchor_generator(ImageList(batch.images, list(batch.image_sizes)), features)
+        per_level = [x.shape[2] * x.shape[3] for x in features]
+        losses = self.teacher.compute_loss(list(batch.targets), head_outputs(outputs), anchors, per_level)
+        return torch.stack(list(losses.values())).sum()
+
+    def distilled(self, outputs: State) -> list[Distillable]:
+        """Class logits, boxes, centerness and the five pyramid maps."""
+        return [
+            Distillable("cls_logits", "logits", outputs["cls_logits"]),
+            Distillable("bbox_regression", "boxes", outputs["bbox_regression"]),
+            Distillable("bbox_ctrness", "centerness", outputs["bbox_ctrness"]),
+            *(Distillable(f"p{level}", "features", x) for level, x in enumerate(outputs["features"], start=3)),
+        ]
+
+    def predictions(self, outputs: State, batch: Batch) -> list[dict[str, Tensor]]:
+        """Detections per image."""
+        return detect(self.teacher, outputs, batch.image_sizes, (batch.images.shape[2], batch.images.shape[3]))
+
+    def metric(self, predictions: Sequence[list[dict[str, Tensor]]], split: str) -> float:
+        """mAP@[.50:.95]."""
+        return detections_map(self._splits[split], self.evaluation(split), predictions)
+
+    def describe(self) -> dict[str, Any]:
+        """What ``detectors.teacher.spec_from_json`` turns back into a model."""
+        return asdict(self.spec)
+
+    def teacher_file(self) -> bytes:
+        """The float32 teacher as ``hsq teacher`` writes it."""
+        return teacher_bytes(self.teacher, self.spec)
+
+
+def shapes_folder(images: dict[str, int] | None = None) -> Path:
+    """The generated ``shapes`` data in the cache, drawn on first use (15 seconds for the default 1552 images)."""
+    counts = {**DEFAULT_IMAGES, **(images or {})}
+    folder = cache_folder() / f"shapes-v{SHAPES_VERSION}-{'-'.join(str(counts[s]) for s in DEFAULT_IMAGES)}"
+    if not folder.exists():
+        write_shapes(folder, counts)
+    return folder
+
+
+def detection_task(
+    dataset: str | Path = SHAPES,
+    detector: str | None = None,
+    teacher: str | Path | None = None,
+    **settings: Any,
+) -> DetectionTask:
+    """Build a task from a folder and a teacher file.
+
+    :param dataset: "shapes" or a COCO-layout folder
+    :param detector: name that the teacher must have; any when None
+    :param teacher: file written by ``hsq teacher``; the shipped one for ``shapes`` when None
+    :param settings: further arguments of ``DetectionTask``
+    :raises InputError: if something is missing or does not fit
+    """
+    if teacher is None and str(dataset) != SHAPES:
+        raise InputError(
+            f"The data {dataset} needs a teacher: train one with 'hsq teacher --dataset {dataset} --out FILE' "
+            "and give it with --teacher FILE."
+        )
+    model, spec = load_teacher(SHIPPED_TEACHER if teacher is None else teacher)
+    if detector is not None and detector != spec.detector:
+        raise InputError(
+            f"The teacher {teacher or SHIPPED_TEACHER} is a {spec.detector}, not a {detector}: drop --detector."
+        )
+    folder = shapes_folder() if str(dataset) == SHAPES else Path(dataset)
+    splits = load_folder(folder, spec.classes, spec.min_size, spec.max_size)
+    return DetectionTask(str(dataset), model, spec, splits, **settings)

@@ -1,0 +1,65 @@
+"""The hard budget: which choices of a layer can still meet the target ratio."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.errors import InputError
+from hsq_env.choices import Choice
+
+
+class Budget:
+    """Bytes to spend on layers, and what the choices so far leave of them.
+
+    :param sizes: bytes of every layer (rows) under every choice (columns)
+    :param fixed_bytes: of the file apart from the layers
+    :param teacher_bytes: of the float32 teacher file
+    :param target_ratio: teacher over student; None for no budget
+    :raises InputError: if no plan reaches the ratio, naming the largest that one reaches
+    """
+
+    def __init__(
+        self, sizes: NDArray[np.int64], fixed_bytes: int, teacher_bytes: int, target_ratio: float | None
+    ) -> None:
+        self.sizes = sizes
+        self.least_after = np.r_[np.cumsum(sizes.min(axis=1)[::-1])[::-1][1:], 0]  # by layers k+1...
+        self.largest_ratio = teacher_bytes / (int(sizes.min(axis=1).sum()) + fixed_bytes)
+        if target_ratio is not None and not 0 < target_ratio <= self.largest_ratio:
+            raise InputError(
+                f"A target ratio of {target_ratio:g} cannot be reached: this detector reaches up to "
+                f"{math.floor(100 * self.largest_ratio) / 100:.2f} with the given choices; lower --target-ratio (target_ratio)."
+            )
+        # sizes are whole bytes: the slack only undoes the division's rounding
+        self.limit: float = np.inf if target_ratio is None else teacher_bytes / target_ratio - fixed_bytes + 1e-6
+
+    def mask(self, layer: int, spent: int) -> NDArray[np.bool_]:
+        """Which choices of ``layer`` leave a way to meet the budget.
+
+        :param spent: bytes of the layers before
+        """
+        return spent + self.sizes[layer] + self.least_after[layer] <= self.limit
+
+    def slack(self, layer: int, spent: int) -> float:
+        """How much of what could still be spent may be: 0 (the smallest choices only) to 1 (anything)."""
+        least = self.sizes[layer].min() + self.least_after[layer]
+        most = self.sizes[layer:].max(axis=1).sum()
+        return 1.0 if most == least else float(np.clip((self.limit - spent - least) / (most - least), 0.0, 1.0))
+
+
+def nearest_allowed(action: int, choices: Sequence[Choice], mask: NDArray[np.bool_]) -> int:
+    """The allowed choice nearest to the asked one: steps in bits and in sparsity count alike, fewer bytes break ties.
+
+    :param action: index into ``choices``
+    :param mask: of the allowed choices; at least one is
+    """
+    if mask[action]:
+        return action
+    asked = choices[action]
+
+    def distance(i: int) -> tuple[float, int, float]:
+        bits = abs(np.log2(choices[i].bits) - np.log2(asked.bits))
+        return float(bits + abs(choices[i].sparsity - asked.sparsity) * 4), choices[i].bits, -choices[i].sparsity
+
+    return min(np.flatnonzero(mask).tolist(), key=distance)

@@ -1,0 +1,5 @@
+"""Distillation losses: AKD."""
+
+from hsq_env.distillation.akd import AKD
+
+__all__ = ["AKD"]

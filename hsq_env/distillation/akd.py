@@ -1,0 +1,129 @@
+"""Adaptive knowledge distillation: ``alpha * task loss + (1 - alpha) * KL(teacher || student)``.
+
+Each divergence is computed per location and reduced afterwards, so that a weight map can be put in between. The
+criterion returns unweighted terms; whoever trains sums them with ``AKD.weights``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hsq_env.task import Distilled
+
+SMALLEST_WEIGHT = 1e-6  # of a batch's total confidence, where the teacher sees nothing
+
+
+def logits_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Bernoulli KL divergence of independent class logits, summed over classes.
+
+    Detectors with a sigmoid per class have one Bernoulli variable per class and location; the factor T^2 keeps the
+    gradient's size independent of the temperature (Hinton et al. 2015, arXiv 1503.02531, section 2).
+
+    :param student: (N, L, classes)
+    :param teacher: the same shape
+    :param temperature: > 0
+    :return: (N, L), non-negative
+    """
+    log_p, log_not_p = F.logsigmoid(teacher / temperature), F.logsigmoid(-teacher / temperature)
+    log_q, log_not_q = F.logsigmoid(student / temperature), F.logsigmoid(-student / temperature)
+    divergence = log_p.exp() * (log_p - log_q) + log_not_p.exp() * (log_not_p - log_not_q)
+    return divergence.sum(dim=-1) * temperature**2
+
+
+def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Channel-wise KL divergence of feature maps (Shu et al. 2021, arXiv 2011.13256, equation 3), mean over channels.
+
+    Every channel's map is softmaxed over space, so that the divergence looks at where a channel is active.
+
+    :param student: (N, C, H, W)
+    :param teacher: the same shape
+    :return: (N, H, W); its sum over space is non-negative
+    """
+    log_p = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
+    log_q = F.log_softmax(student.flatten(2) / temperature, dim=2)
+    divergence = (log_p.exp() * (log_p - log_q)).mean(dim=1) * temperature**2
+    return divergence.reshape(teacher.shape[0], *teacher.shape[2:])
+
+
+def box_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean absolute difference of box outputs (N, L, D) per location, (N, L)."""
+    return (student - teacher).abs().mean(dim=-1)
+
+
+def centerness_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Bernoulli KL divergence of one logit per location, (N, L, 1) to (N, L)."""
+    return logits_divergence(student, teacher, 1.0)
+
+
+def pixel_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean absolute difference of images (N, C, H, W) over channels, (N, H, W)."""
+    return (student - teacher).abs().mean(dim=1)
+
+
+def teacher_confidence(distilled: Sequence[Distilled]) -> Tensor | None:
+    """The highest class probability per location (N, L), or None where no logits are distilled."""
+    for item in distilled:
+        if item.kind == "logits":
+            return item.tensor.sigmoid().amax(dim=-1)
+    return None
+
+
+@dataclass(frozen=True)
+class AKD:
+    """The criterion.
+
+    :param temperature: of the class logits
+    :param feature_temperature: of the channel-wise softmax
+    :param weights: factor of each kind of term in the KL part
+    """
+
+    temperature: float = 2.0
+    feature_temperature: float = 1.0
+    weights: dict[str, float] = field(
+        default_factory=lambda: {"logits": 1.0, "boxes": 1.0, "centerness": 0.5, "features": 1.0, "pixels": 1.0}
+    )
+
+    def terms(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> dict[str, Tensor]:
+        """One unweighted scalar per kind.
+
+        Terms over locations are weighted by the teacher's confidence and divided by its sum, as a detector's own
+        losses are divided by the number of foreground locations; class logits count everywhere, since background
+        must stay background, and are divided by the same sum. Feature terms are summed over space and averaged over
+        images and maps.
+        """
+        confidence = teacher_confidence(teacher)
+        maps = {
+            kind: [
+                self._divergence(kind)(s.tensor, t.tensor)
+                for s, t in zip(student, teacher, strict=True)
+                if t.kind == kind
+            ]
+            for kind in dict.fromkeys(t.kind for t in teacher)
+        }
+        return {kind: self._reduced(kind, values, confidence) for kind, values in maps.items()}
+
+    def loss(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> Tensor:
+        """The weighted sum of all terms, the KL part of the loss."""
+        return torch.stack([self.weights[kind] * term for kind, term in self.terms(student, teacher).items()]).sum()
+
+    def _divergence(self, kind: str) -> Callable[[Tensor, Tensor], Tensor]:
+        return {
+            "logits": lambda s, t: logits_divergence(s, t, self.temperature),
+            "features": lambda s, t: channel_divergence(s, t, self.feature_temperature),
+            "boxes": box_divergence,
+            "centerness": centerness_divergence,
+            "pixels": pixel_divergence,
+        }[kind]
+
+    @staticmethod
+    def _reduced(kind: str, maps: Sequence[Tensor], confidence: Tensor | None) -> Tensor:
+        if kind == "features":
+            return torch.stack([m.flatten(1).sum(dim=1).mean() for m in maps]).mean()
+        if kind == "pixels" or confidence is None:
+            return torch.stack([m.mean() for m in maps]).mean()
+        total = confidence.sum().clamp_min(SMALLEST_WEIGHT)
+        weight = torch.ones_like(confidence) if kind == "logits" else confidence
+        return torch.stack([(m * weight).sum() / total for m in maps]).mean()

@@ -1,0 +1,311 @@
+"""The Gymnasium environment: one step quantizes and prunes one layer, repairs it by distillation and is rewarded."""
+
+import math
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from detectors.errors import InputError
+from hsq_env.actions import ACTION_SPACES, ActionCodec
+from hsq_env.budget import Budget, nearest_allowed
+from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
+from hsq_env.compressor import FINETUNE_SCOPES, Compressor
+from hsq_env.file import student_bytes
+from hsq_env.finetuning import BRIEF_RATES, LearningRates
+from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
+from hsq_env.render import render_ansi, render_bars
+from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
+from hsq_env.sensitivity import sensitivity
+from hsq_env.size import layer_bytes, size_table
+from hsq_env.student import Student
+from hsq_env.task import Task
+
+Observation = NDArray[np.float32]
+
+
+class HSQEnv(gym.Env[Observation, Any]):
+    """Compress a detector layer by layer.
+
+    ## Description
+    A trained detector, the teacher, is copied to a student. Every step takes one layer of the student in the order in
+    which the layers first run, prunes and quantizes it as the action says, repairs the damage with a few minibatches
+    of adaptive knowledge distillation and measures what is left of the accuracy. Layers that have not come up yet hold
+    the teacher's weights.
+
+    ## Action Space
+    `Discrete(12)` by default: bits {2, 4, 8} x sparsity {0, 0.25, 0.5, 0.75}, bits-major, so that action
+    `4 * i + j` has the i-th bit-width and the j-th sparsity. `action_space="multi_discrete"` is
+    `MultiDiscrete([3, 4])`; `action_space="continuous"` is `Box(-1, 1, (2,))`, cut into equal intervals.
+
+    ## Observation Space
+    `Box(0, 1, (50,))` with the default grid of 12 choices. `env.unwrapped.observation_names` holds the names.
+
+    | index | name | range |
+    |---|---|---|
+    | 0 | position of the layer among the layers | [0, 1] |
+    | 1-3 | its number of weights (log), share of weights and of multiply-accumulates (roots) | [0, 1] |
+    | 4-7 | output channels (log), input channels (log), kernel / 7, stride / 4 | [0, 1] |
+    | 8-10 | depthwise, runs per forward pass / 8, linear | [0, 1] |
+    | 11-12 | weights: standard deviation (log), 3 deviations over the peak | [0, 1] |
+    | 13-14 | weights: share near zero, smallest over largest channel | [0, 1] |
+    | 15-17 | inputs: standard deviation (log), 3 deviations over the peak, share of zeros | [0, 1] |
+    | 18-29 | sensitivity to each choice, the distillation loss it causes alone (log) | [0, 1] |
+    | 30-31 | accuracy so far / 2, bytes over float32 bytes of the decided layers | [0, 1] |
+    | 32-33 | share of weights to come, slack of the budget | [0, 1] |
+    | 34-37 | bits / 8 and sparsity of the last choice, alpha, beta | [0, 1] |
+    | 38-49 | whether the budget allows each choice | {0, 1} |
+
+    ## Rewards
+    Accuracy is the student's metric on the search split over the teacher's. `reward` selects
+    `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
+    `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
+    `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
+    `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`.
+    The terms stand in `info["reward_terms"]`. A student whose outputs are no numbers counts as accuracy 0, gets a
+    term of -1 and sets `info["diverged"]`.
+
+    ## Starting State
+    The student equals the teacher; the observation is that of the first layer. There is no randomness: equal actions
+    give equal rewards, bit for bit on one machine, whatever the seed.
+
+    ## Episode End
+    `terminated` with the last layer; never truncated.
+
+    ## Information
+    `step` and `reset` return `action_mask` (which choices the budget allows, over the 12 choices), `layer` (name of
+    the layer to come) and, from `step`, `executed_action` (what was done, as an action of this space),
+    `reward_terms`, `accuracy`, `diverged`, `ratio` (teacher file over student file; undecided layers count in
+    float32). The last step adds `plan`.
+
+    ## Arguments
+    - `task`: a `hsq_env.task.Task`; the ids build one from their own arguments
+    - `bits`, `sparsities`: the grid of choices
+    - `action_space`: `"discrete"`, `"multi_discrete"`, `"continuous"`
+    - `reward`: see above
+    - `alpha`: share of the task loss in fine-tuning, [0, 1]; `beta`: weight of accuracy in the reward, [0, 1]; both
+      may be changed between episodes through `reset(options={"alpha": ..., "beta": ...})`
+    - `target_ratio`: teacher bytes over student bytes that every plan must reach; None for no budget
+    - `finetune_steps`: minibatches per step, 0 for none; `finetune_scope`: `"layer"`, `"block"`, `"all"`
+    - `learning_rates`: of the brief fine-tuning, a `hsq_env.finetuning.LearningRates`
+    - `activation_bits`: 8, another number, `"match"` for the layer's weight bits, None for float32 activations
+    - `sparsity_pattern`: `"unstructured"` or `"n:m"` (3:4, 2:4, 1:4)
+    - `resume`: False runs every forward pass from the images, with equal rewards
+    - `bfloat16`: fine-tune under bfloat16 autocast, twice as fast on processors with AMX and on GPUs
+    - `sensitivities`: (layers, choices), measured on first use and kept on disk when None
+    - `render_mode`: `"ansi"` or `"rgb_array"`
+
+    ## Version History
+    - v0: first version
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        task: Task,
+        bits: tuple[int, ...] = BITS,
+        sparsities: tuple[float, ...] = SPARSITIES,
+        action_space: str = "discrete",
+        reward: str = "paper",
+        alpha: float = 0.3,
+        beta: float = 0.8,
+        target_ratio: float | None = None,
+        finetune_steps: int = 2,
+        finetune_scope: str = "block",
+        learning_rates: LearningRates = BRIEF_RATES,
+        activation_bits: int | str | None = 8,
+        sparsity_pattern: str = "unstructured",
+        resume: bool = True,
+        bfloat16: bool = False,
+        sensitivities: NDArray[np.float64] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        _check_known("action_space", action_space, ACTION_SPACES)
+        _check_known("reward", reward, REWARDS)
+        _check_known("finetune_scope", finetune_scope, FINETUNE_SCOPES)
+        _check_known("sparsity_pattern", sparsity_pattern, PATTERNS)
+        _check_known("render_mode", render_mode, [None, *self.metadata["render_modes"]])
+        _check_share("alpha", alpha)
+        _check_share("beta", beta)
+        if activation_bits not in (None, "match", *range(2, 9)):
+            raise InputError(f"activation_bits is {activation_bits!r}: give 2 to 8, 'match' or None.")
+        self.task, self.reward, self.alpha, self.beta, self.render_mode = task, reward, alpha, beta, render_mode
+        self.actions: ActionCodec = ACTION_SPACES[action_space](bits, sparsities)
+        self.choices = self.actions.choices
+        self.compressor = Compressor(
+            task,
+            finetune_steps,
+            finetune_scope,
+            learning_rates,
+            activation_bits,
+            sparsity_pattern,
+            resume,
+            bfloat16=bfloat16,
+        )
+        self.layers = self.compressor.infos
+        self.teacher_bytes = len(task.teacher_file())
+        self.sizes = size_table(self.layers, self.choices, sparsity_pattern, activation_bits is not None)
+        self._float_sizes = [layer_bytes(info, None) for info in self.layers]
+        self.fixed_bytes = self._measure_fixed_bytes()
+        self.budget = Budget(self.sizes, self.fixed_bytes, self.teacher_bytes, target_ratio)
+        if sensitivities is None:
+            sensitivities = sensitivity(task, self.layers, self.choices, activation_bits, sparsity_pattern)
+        self.sensitivities = sensitivities
+        self._static = static_features(self.layers, teacher_weights(task.teacher, self.layers), sensitivities)
+        self.observation_names = observation_names(self.choices)
+        self.action_space = self.actions.space
+        self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
+        self._executed: list[int] = []
+        self._accuracy = 1.0
+
+    def _measure_fixed_bytes(self) -> int:
+        """Bytes of the file apart from the layers: the plan with the longest header is packed once and weighed.
+
+        Other plans take some bytes less, so that the ratio of a file is never below the one that is reported.
+        """
+        student = self.compressor.student
+        longest = max(
+            range(len(self.choices)), key=lambda i: (len(str(self.choices[i].sparsity)), self.choices[i].bits)
+        )
+        student.apply(Plan(tuple(i.name for i in self.layers), (self.choices[longest],) * len(self.layers)))
+        total = len(student_bytes(student))
+        student.reset()
+        return total - int(self.sizes[:, longest].sum())
+
+    @property
+    def index(self) -> int:
+        """The layer to come, from 0; the number of layers once the episode has ended."""
+        return len(self._executed)
+
+    @property
+    def student(self) -> Student:
+        """The student as the choices so far left it."""
+        return self.compressor.student
+
+    @property
+    def spent_bytes(self) -> int:
+        """Bytes of the decided layers."""
+        return int(sum(self.sizes[layer, choice] for layer, choice in enumerate(self._executed)))
+
+    @property
+    def ratio(self) -> float:
+        """Teacher file over student file, undecided layers counted in float32."""
+        return self.teacher_bytes / (self.spent_bytes + sum(self._float_sizes[self.index :]) + self.fixed_bytes)
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which choices of the layer to come the budget allows, (choices,); all, once the episode has ended."""
+        if self.index == len(self.layers):
+            return np.ones(len(self.choices), dtype=bool)
+        return self.budget.mask(self.index, self.spent_bytes)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """The same in the form that sb3-contrib expects of the action space."""
+        return self.actions.mask(self.allowed())
+
+    def plan(self) -> Plan:
+        """The choices of a finished episode."""
+        if self.index < len(self.layers):
+            raise InputError(
+                f"The episode has decided {self.index} of {len(self.layers)} layers: finish it for a plan."
+            )
+        return Plan(tuple(i.name for i in self.layers), tuple(self.choices[i] for i in self._executed))
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Decide one layer; see the class."""
+        if self.index == len(self.layers):
+            raise gym.error.ResetNeeded("The episode has ended: call reset() before step().")
+        executed = self._decode(action)
+        self.compressor.compress(self.index, self.choices[executed])
+        finite = self.compressor.finetune(self.index, self.alpha)
+        accuracy = self.compressor.accuracy()
+        outcome = self._record(executed, accuracy, diverged=not finite or math.isnan(accuracy))
+        terms = reward_terms(self.reward, outcome, self.beta)
+        info = {
+            "executed_action": self.actions.encode(executed),
+            "reward_terms": terms,
+            "accuracy": outcome.accuracy,
+            "diverged": outcome.diverged,
+            "ratio": self.ratio,
+            **({"plan": self.plan()} if outcome.last else {}),
+        }
+        return self._observation(), float(sum(terms.values())), outcome.last, False, {**info, **self._state_info()}
+
+    def _decode(self, action: Any) -> int:
+        """The index of the choice to execute: the asked one, or the nearest that can still meet the budget."""
+        return nearest_allowed(self.actions.decode(action), self.choices, self.allowed())
+
+    def _record(self, executed: int, accuracy: float, diverged: bool) -> StepOutcome:
+        """Note the choice as made, and what came of it."""
+        layer = self.index
+        self._executed.append(executed)
+        self._accuracy = 0.0 if math.isnan(accuracy) else accuracy
+        floats = self._float_sizes[layer]
+        return StepOutcome(
+            accuracy=self._accuracy,
+            choice=self.choices[executed],
+            layer_share=float(self.sizes[layer, executed]) / floats,
+            model_share=floats / sum(self._float_sizes) * len(self.layers),
+            last=self.index == len(self.layers),
+            student_share=1 / self.ratio,
+            diverged=diverged,
+        )
+
+    def _observation(self) -> Observation:
+        at = min(self.index, len(self.layers) - 1)  # the terminal observation shows the last layer again
+        decided, total = sum(self._float_sizes[: self.index]), sum(self._float_sizes)
+        progress = Progress(
+            accuracy=self._accuracy,
+            size_so_far=self.spent_bytes / decided if decided else 1.0,
+            weights_left=1 - decided / total,
+            budget_slack=self.budget.slack(self.index, self.spent_bytes) if self.index < len(self.layers) else 0.0,
+            last=self.choices[self._executed[-1]] if self._executed else None,
+            alpha=self.alpha,
+            beta=self.beta,
+        )
+        return observation(self._static, at, progress, self.allowed())
+
+    def _state_info(self) -> dict[str, Any]:
+        layer = self.layers[self.index].name if self.index < len(self.layers) else None
+        return {"action_mask": self.allowed(), "layer": layer}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start over from the teacher.
+
+        :param options: `alpha` and `beta` for this and the following episodes
+        """
+        super().reset(seed=seed)
+        for name, value in (options or {}).items():
+            _check_known("reset option", name, ("alpha", "beta"))
+            _check_share(name, value)
+            setattr(self, name, float(value))
+        self.compressor.reset()
+        self._executed, self._accuracy = [], 1.0
+        return self._observation(), self._state_info()
+
+    def choices_so_far(self) -> list[Choice]:
+        """The choices of the decided layers."""
+        return [self.choices[i] for i in self._executed]
+
+    def render(self) -> Any:
+        """ "ansi": a table of layers and choices; "rgb_array": bits and sparsity per layer as bars."""
+        if self.render_mode is None:
+            gym.logger.warn('render() needs a mode: gym.make(..., render_mode="ansi") or "rgb_array".')
+            return None
+        if self.render_mode == "ansi":
+            return render_ansi(self.layers, self.choices_so_far(), self._accuracy, self.ratio)
+        return render_bars(len(self.layers), self.choices_so_far())
+
+
+def _check_known(what: str, given: Any, known: Any) -> None:
+    if given not in known:
+        raise InputError(f"Unknown {what} {given!r}: known are {', '.join(map(repr, known))}.")
+
+
+def _check_share(what: str, given: float) -> None:
+    if not 0 <= given <= 1:
+        raise InputError(f"{what} is {given!r}: give a number from 0 to 1.")

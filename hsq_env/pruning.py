@@ -1,0 +1,36 @@
+"""Magnitude pruning to an exact count, unstructured or in N:M groups."""
+
+import torch
+from torch import Tensor
+
+GROUP = 4  # weights per group of an N:M pattern
+
+
+def magnitude_mask(weight: Tensor, sparsity: float, pattern: str = "unstructured") -> Tensor | None:
+    """Which weights survive.
+
+    :param weight: (C, ...)
+    :param sparsity: share of weights to remove; exactly ``round(sparsity * numel)`` are removed
+    :param pattern: "unstructured", or "n:m" to remove the same number from each four neighbours of the flattened
+        weight of an output channel (3:4, 2:4, 1:4); layers whose fan-in is no multiple of four stay unstructured
+    :return: bool mask of ``weight``'s shape, True where a weight survives, or None if all do
+    """
+    if sparsity == 0:
+        return None
+    magnitude = weight.detach().abs()
+    if follows_pattern(weight.shape, pattern):
+        groups = magnitude.reshape(-1, GROUP)
+        removed = groups.argsort(dim=1, stable=True)[:, : round(sparsity * GROUP)]
+        return torch.ones_like(groups, dtype=torch.bool).scatter_(1, removed, False).reshape(weight.shape)
+    order = magnitude.flatten().argsort(stable=True)
+    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+    mask[order[: round(sparsity * weight.numel())]] = False
+    return mask.reshape(weight.shape)
+
+
+def follows_pattern(shape: tuple[int, ...] | torch.Size, pattern: str) -> bool:
+    """Whether a layer of this weight shape is pruned in N:M groups."""
+    fan_in = 1
+    for size in shape[1:]:
+        fan_in *= size
+    return pattern == "n:m" and fan_in % GROUP == 0

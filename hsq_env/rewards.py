@@ -1,0 +1,69 @@
+"""The four rewards of a step, as small functions that return named terms."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hsq_env.choices import BITS, Choice
+
+DIVERGED = -1.0  # added where the student's outputs are no numbers
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a reward may look at.
+
+    :param accuracy: student over teacher on the search split, 0 where the student diverged
+    :param choice: executed in this step
+    :param layer_share: bytes of the layer over its float32 bytes
+    :param model_share: the layer's float32 bytes over those of all layers, times the number of layers; 1 on average
+    :param last: whether the episode ends with this step
+    :param student_share: bytes of the student over those of the teacher, undecided layers counted in float32
+    """
+
+    accuracy: float
+    choice: Choice
+    layer_share: float
+    model_share: float
+    last: bool
+    student_share: float
+    diverged: bool = False
+
+
+Terms = dict[str, float]
+Reward = Callable[[StepOutcome, float], Terms]
+
+
+def paper(outcome: StepOutcome, beta: float) -> Terms:
+    """``beta * Accuracy - (1 - beta) * (BitWidth + SparsityLevel)`` where fewer kept weights count as a gain.
+
+    BitWidth is bits / 8 and SparsityLevel the share of kept weights, halved together so that both cost in [0, 1].
+    """
+    bits, kept = outcome.choice.bits / max(BITS), 1 - outcome.choice.sparsity
+    return {"accuracy": beta * outcome.accuracy, "bits": -(1 - beta) * bits / 2, "sparsity": -(1 - beta) * kept / 2}
+
+
+def paper_literal(outcome: StepOutcome, beta: float) -> Terms:
+    """The formula as printed, by which more sparsity is punished; for comparison."""
+    bits, sparsity = outcome.choice.bits / max(BITS), outcome.choice.sparsity
+    return {"accuracy": beta * outcome.accuracy, "bits": -(1 - beta) * bits / 2, "sparsity": -(1 - beta) * sparsity / 2}
+
+
+def size(outcome: StepOutcome, beta: float) -> Terms:
+    """The cost is the layer's real bytes over its float32 bytes, weighted by the layer's share of the model."""
+    return {"accuracy": beta * outcome.accuracy, "size": -(1 - beta) * outcome.layer_share * outcome.model_share}
+
+
+def terminal(outcome: StepOutcome, beta: float) -> Terms:
+    """Zero until the last layer, then the whole plan's accuracy and size (as AMC, He et al. 2018, and HAQ have it)."""
+    if not outcome.last:
+        return {"accuracy": 0.0, "size": 0.0}
+    return {"accuracy": beta * outcome.accuracy, "size": -(1 - beta) * outcome.student_share}
+
+
+REWARDS: dict[str, Reward] = {"paper": paper, "paper-literal": paper_literal, "size": size, "terminal": terminal}
+
+
+def reward_terms(name: str, outcome: StepOutcome, beta: float) -> Terms:
+    """The named reward's terms; a diverged student has one more."""
+    terms = REWARDS[name](outcome, beta)
+    return {**terms, "diverged": DIVERGED} if outcome.diverged else terms

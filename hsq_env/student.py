@@ -1,0 +1,234 @@
+"""The student: a copy of the teacher whose layers carry choices."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hsq_env.choices import Choice, Plan
+from hsq_env.layers import CompressedLayer, make_compressible
+from hsq_env.quantizers import ActivationRange, activation_range
+from hsq_env.task import Batch, Stage, Task
+
+ACTIVATION_BITS = 8  # by default, whatever the weights have
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What is known of a layer before any choice, measured once on the calibration images.
+
+    :param stage: index of the stage that runs it
+    :param block: name of the block that is fine-tuned with it
+    :param calls: how often it runs per forward pass (heads run on every pyramid level)
+    :param macs: multiply-accumulates per image
+    :param input_ranges: smallest and largest value seen at its input, per call, since pyramid levels differ widely
+    :param input_mean: mean of its input, over all calls
+    :param input_std: standard deviation of its input
+    :param input_zeros: share of exact zeros at its input
+    """
+
+    name: str
+    stage: int
+    block: str
+    shape: tuple[int, ...]
+    has_bias: bool
+    stride: int
+    groups: int
+    calls: int
+    macs: int
+    input_ranges: tuple[tuple[float, float], ...]
+    input_mean: float
+    input_std: float
+    input_zeros: float
+
+
+class _InputStatistics:
+    """Running sums over every call of a layer."""
+
+    def __init__(self, stage: int) -> None:
+        self.stage, self.positions = stage, 0
+        self.lows: list[float] = []  # of every call of every batch
+        self.highs: list[float] = []
+        self.count = self.zeros = 0
+        self.total = self.squares = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        self.positions += y.numel() // y.shape[1] if y.dim() == 4 else y.numel() // y.shape[-1]
+        self.lows.append(x.min().item())
+        self.highs.append(x.max().item())
+        self.count += x.numel()
+        self.zeros += int((x == 0).sum().item())
+        self.total += x.sum(dtype=torch.float64).item()
+        self.squares += x.double().square().sum().item()
+
+
+@torch.no_grad()
+def trace_layers(task: Task) -> tuple[LayerInfo, ...]:
+    """All Conv2d and Linear modules of the teacher in the order in which they first run."""
+    model = task.teacher
+    stages = task.stages(model)
+    statistics: dict[str, _InputStatistics] = {}
+    current = 0
+    modules = {name: m for name, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
+
+    def hook(name: str) -> Any:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            statistics.setdefault(name, _InputStatistics(current)).add(inputs[0], output)
+
+        return record
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    batches = task.calibration()
+    try:
+        for batch in batches:
+            state: dict[str, Any] = {"images": batch.images}
+            for current, stage in enumerate(stages):  # noqa: B007 - read by the hooks
+                state = stage.run(state)
+    finally:
+        for handle in handles:
+            handle.remove()
+    images = sum(batch.images.shape[0] for batch in batches)
+    return tuple(
+        _layer_info(name, modules[name], s, stages[s.stage], len(batches), images) for name, s in statistics.items()
+    )
+
+
+def _layer_info(
+    name: str, module: nn.Module, s: _InputStatistics, stage: Stage, batches: int, images: int
+) -> LayerInfo:
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    mean = s.total / s.count
+    calls = len(s.lows) // batches
+    return LayerInfo(
+        name=name,
+        stage=s.stage,
+        block=stage.block,
+        shape=tuple(weight.shape),
+        has_bias=bias is not None,
+        stride=module.stride[0] if isinstance(module, nn.Conv2d) else 1,
+        groups=module.groups if isinstance(module, nn.Conv2d) else 1,
+        calls=calls,
+        macs=s.positions // images * weight.numel(),
+        input_ranges=tuple((min(s.lows[call::calls]), max(s.highs[call::calls])) for call in range(calls)),
+        input_mean=mean,
+        input_std=max(s.squares / s.count - mean**2, 0.0) ** 0.5,
+        input_zeros=s.zeros / s.count,
+    )
+
+
+class Student:
+    """A copy of the teacher that takes choices one layer at a time.
+
+    :param task: gives the teacher and its stages
+    :param infos: of ``trace_layers``
+    :param activation_bits: of every chosen layer's input; None leaves them in float32, "match" takes the weights' bits
+    :param pattern: of sparsity, "unstructured" or "n:m"
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        infos: Sequence[LayerInfo],
+        activation_bits: int | str | None = ACTIVATION_BITS,
+        pattern: str = "unstructured",
+    ) -> None:
+        self.task, self.infos = task, tuple(infos)
+        self.activation_bits, self.pattern = activation_bits, pattern
+        self.model = make_compressible(copy.deepcopy(task.teacher))
+        modules = dict(self.model.named_modules())
+        self.layers: list[CompressedLayer] = [modules[info.name] for info in infos]  # type: ignore[misc]
+        self.stages: Sequence[Stage] = task.stages(self.model)
+        self._block_stages = _stages_by_block(self.stages)
+        self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def reset(self) -> None:
+        """Back to the teacher's weights, no layer chosen."""
+        self.model.load_state_dict(self._initial)
+        for layer in self.layers:
+            layer.choice, layer.mask, layer.activations = None, None, ()
+
+    def compress(self, index: int, choice: Choice) -> None:
+        """Prune and quantize one layer from its present latent weights."""
+        self.layers[index].compress(choice, self.activation(index, choice), self.pattern)
+
+    def activation(self, index: int, choice: Choice) -> tuple[ActivationRange, ...]:
+        """The input ranges of a layer under a choice, one per call in a forward pass; none for float32 activations."""
+        if self.activation_bits is None:
+            return ()
+        bits = choice.bits if self.activation_bits == "match" else self.activation_bits
+        assert isinstance(bits, int)
+        return tuple(activation_range(low, high, bits) for low, high in self.infos[index].input_ranges)
+
+    def apply(self, plan: Plan) -> None:
+        """Compress every layer of a plan from the teacher's weights, without fine-tuning."""
+        self.reset()
+        for index, choice in enumerate(plan.choices):
+            self.compress(index, choice)
+
+    def plan(self) -> Plan:
+        """The choices made; every layer must have one."""
+        choices = [layer.choice for layer in self.layers]
+        return Plan(tuple(info.name for info in self.infos), tuple(c for c in choices if c is not None))
+
+    def block(self, name: str) -> range:
+        """Indices of the stages of a block."""
+        return self._block_stages[name]
+
+    def modules_of(self, scope: str, index: int) -> list[nn.Module]:
+        """The modules whose parameters fine-tuning layer ``index`` changes.
+
+        :param scope: "layer", "block" or "all"
+        """
+        if scope == "layer":
+            return [self.layers[index]]
+        if scope == "all":
+            return [m for m in self.model.modules() if any(True for _ in m.parameters(recurse=False))]
+        block = self.infos[index].block
+        names = [info.name for info in self.infos if info.block == block]
+        return self._with_norms(names)
+
+    def _with_norms(self, names: Sequence[str]) -> list[nn.Module]:
+        """The named layers and every module with parameters that stands between the first and the last of them."""
+        owners = [(n, m) for n, m in self.model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+        prefixes = {name.rsplit(".", 1)[0] for name in names}
+        wanted = set(names)
+        known = {info.name for info in self.infos}
+        return [m for n, m in owners if n in wanted or (n not in known and n.rsplit(".", 1)[0] in prefixes)]
+
+    def outputs(self, batch: Batch) -> dict[str, Any]:
+        """The last stage's state for a batch, from the images on."""
+        state: dict[str, Any] = {"images": batch.images}
+        for stage in self.stages:
+            state = stage.run(state)
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("stages", "_block_stages")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.stages = self.task.stages(self.model)
+        self._block_stages = _stages_by_block(self.stages)
+
+
+def _stages_by_block(stages: Sequence[Stage]) -> dict[str, range]:
+    blocks: dict[str, range] = {}
+    for i, stage in enumerate(stages):
+        blocks[stage.block] = range(blocks[stage.block].start if stage.block in blocks else i, i + 1)
+    return blocks
+
+
+def evaluate(task: Task, stages: Sequence[Stage], split: str) -> float:
+    """The task's metric of a model given by its stages, every forward pass from the images."""
+    predictions = []
+    with torch.no_grad():
+        for batch in task.evaluation(split):
+            state: dict[str, Any] = {"images": batch.images}
+            for stage in stages:
+                state = stage.run(state)
+            predictions.append(task.predictions(state, batch))
+    return task.metric(predictions, split)

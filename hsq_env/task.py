@@ -1,0 +1,96 @@
+"""What a model must provide to be compressed: a protocol, to be fitted and not inherited from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+State = dict[str, Any]  # tensors or lists of tensors by name, handed from stage to stage
+
+
+class Stage(Protocol):
+    """One of the consecutive pieces of a forward pass."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the model."""
+
+    @property
+    def block(self) -> str:
+        """Consecutive stages of one block are fine-tuned together."""
+
+    @property
+    def run(self) -> Callable[[State], State]:
+        """From the previous stage's state to the next; leaves its argument as it was."""
+
+
+class Batch(Protocol):
+    """Images with whatever the task needs beside them."""
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W), ready for the network."""
+
+
+class Distilled(Protocol):
+    """One output or feature map that the student learns from the teacher."""
+
+    @property
+    def name(self) -> str:
+        """Unique among what a task distils."""
+
+    @property
+    def kind(self) -> str:
+        """What it is.
+
+        "logits" (N, L, classes), independent class logits per location; "boxes" (N, L, D), non-negative box outputs
+        per location; "centerness" (N, L, 1), one logit per location; "features" (N, C, H, W); "pixels" (N, C, H, W).
+        """
+
+    @property
+    def tensor(self) -> Tensor:
+        """In the shape of its kind."""
+
+
+class Task(Protocol):
+    """A teacher with its data and its metric.
+
+    Immutable once built, so that forks, workers and threads share it. Batches must be the same objects or equal ones
+    at every call.
+    """
+
+    name: str
+    teacher: Any  # an nn.Module, frozen, in evaluation mode, batch norm folded
+
+    def stages(self, model: Any) -> Sequence[Stage]:
+        """The forward pass of the teacher or a copy of it; the first stage takes ``{"images": (N, C, H, W)}``."""
+
+    def calibration(self) -> Sequence[Batch]:
+        """Batches of the training split on which activation ranges and sensitivities are measured."""
+
+    def finetuning(self) -> Sequence[Batch]:
+        """A fixed pool of training batches for the brief fine-tuning in a step."""
+
+    def long_finetuning(self, step: int) -> Batch:
+        """A seeded training batch for the long fine-tuning after the search."""
+
+    def evaluation(self, split: str) -> Sequence[Batch]:
+        """All batches of "search" or "test"."""
+
+    def task_loss(self, outputs: State, batch: Any) -> Tensor:
+        """The loss against the ground truth, from the last stage's state; a scalar."""
+
+    def distilled(self, outputs: State) -> Sequence[Distilled]:
+        """What is distilled, from the last stage's state."""
+
+    def predictions(self, outputs: State, batch: Any) -> Any:
+        """What ``metric`` needs to know of one batch's outputs."""
+
+    def metric(self, predictions: Sequence[Any], split: str) -> float:
+        """The figure that counts, higher is better, from one entry per batch of ``evaluation(split)``."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON from which the model (without weights) can be rebuilt; stored in the ``.hsq`` file."""
+
+    def teacher_file(self) -> bytes:
+        """The content of the float32 teacher file, against whose length ratios are counted."""

@@ -1,0 +1,50 @@
+"""What several test files share."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # both must be in force before torch loads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tiny_task import TinyTask
+
+    from hsq_env.student import LayerInfo
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Generated and measured things go to a folder of this run; subprocesses inherit it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HSQ_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated data in small: 8 training, 4 search and 4 test images. Not to be written to."""
+    from detectors.shapes import write_shapes
+
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", {"train": 8, "val": 4, "test": 4})
+
+
+@pytest.fixture(scope="session")
+def tiny() -> "TinyTask":
+    """The tiny task, built once; nothing may change it."""
+    from tiny_task import TinyTask
+
+    return TinyTask()
+
+
+@pytest.fixture(scope="session")
+def infos(tiny: "TinyTask") -> "tuple[LayerInfo, ...]":
+    """The seven layers of the tiny task."""
+    from hsq_env.student import trace_layers
+
+    return trace_layers(tiny)

@@ -1,0 +1,158 @@
+"""What a step does to the student, without an environment."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_finetuning import BadLoss, changed, parameters
+from tiny_task import TinyNet, TinyTask
+from torch import Tensor, nn
+
+from detectors.errors import InputError
+from hsq_env.choices import Choice
+from hsq_env.compressor import FINETUNE_SCOPES, Compressor
+from hsq_env.layers import CompressedLayer
+from hsq_env.student import evaluate
+
+CHOICES = (Choice(8), Choice(2, 0.5), Choice(4, 0.75), Choice(2), Choice(4), Choice(2, 0.25), Choice(8, 0.5))
+
+
+class BadGradient(TinyTask):
+    """A task loss that is a number, with a gradient that is none."""
+
+    def __init__(self, tiny: TinyTask) -> None:
+        self.__dict__.update(tiny.__dict__)
+
+    def task_loss(self, outputs: dict[str, Any], batch: Any) -> Tensor:
+        x = outputs["logits"]
+        return super().task_loss(outputs, batch) + (x - x.detach()).abs().sum().sqrt()
+
+
+def walk(compressor: Compressor) -> list[float]:
+    """Compress every layer; the accuracies."""
+    compressor.reset()
+    accuracies = []
+    for index, choice in enumerate(CHOICES):
+        compressor.compress(index, choice)
+        assert compressor.finetune(index, 0.3)
+        accuracies.append(compressor.accuracy())
+    return accuracies
+
+
+def test_accuracy_is_the_metric_over_the_teachers(tiny: TinyTask) -> None:
+    compressor = Compressor(tiny)
+    teacher = evaluate(tiny, tiny.stages(tiny.teacher), "search")
+    assert compressor.teacher_metric == teacher
+    assert compressor.accuracy() == 1.0
+    accuracies = walk(compressor)
+    assert accuracies[-1] == evaluate(tiny, compressor.student.stages, "search") / teacher
+    assert len(set(accuracies)) > 2
+
+
+@pytest.mark.parametrize("scope", FINETUNE_SCOPES)
+def test_kept_states_change_nothing(tiny: TinyTask, scope: str) -> None:
+    kept, recomputed = (Compressor(tiny, finetune_scope=scope, resume=resume) for resume in (True, False))
+    assert walk(kept) == walk(recomputed)
+    for name, parameter in kept.student.model.named_parameters():
+        assert torch.equal(parameter, recomputed.student.model.get_parameter(name))
+
+
+def test_reset_gives_the_same_episode_again(tiny: TinyTask) -> None:
+    compressor = Compressor(tiny)
+    first = walk(compressor)
+    after = parameters(compressor.student)
+    assert walk(compressor) == first
+    assert changed(compressor.student, after) == set()
+
+
+def test_without_steps_only_the_layer_is_compressed(tiny: TinyTask) -> None:
+    compressor = Compressor(tiny, finetune_steps=0)
+    before = parameters(compressor.student)
+    compressor.compress(0, Choice(2, 0.5))
+    assert compressor.finetune(0, 0.3)
+    assert changed(compressor.student, before) == set()
+    assert compressor.student.layers[0].choice == Choice(2, 0.5)
+
+
+def test_minibatches_depend_on_the_layer_alone(tiny: TinyTask) -> None:
+    """Three steps each on a pool of four: layer 2 takes batches 2, 3 and 0."""
+    seen: list[int] = []
+
+    class Noting(TinyTask):
+        def __init__(self) -> None:
+            self.__dict__.update(tiny.__dict__)
+
+        def task_loss(self, outputs: dict[str, Any], batch: Any) -> Tensor:
+            seen.append(next(i for i, other in enumerate(self.finetuning()) if other is batch))
+            return super().task_loss(outputs, batch)
+
+    compressor = Compressor(Noting(), finetune_steps=3)
+    for index in range(3):
+        compressor.compress(index, Choice(4))
+        compressor.finetune(index, 0.3)
+    assert seen == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_diverged_block_is_put_back(tiny: TinyTask, kind: str) -> None:
+    task = BadLoss(tiny, 3) if kind == "loss" else BadGradient(tiny)  # the loss fails in the second layer's second step
+    compressor = Compressor(task, finetune_steps=2)
+    compressor.compress(1, Choice(4, 0.5))
+    assert compressor.finetune(1, 0.3) is (kind == "loss")
+    compressor.compress(2, Choice(2))
+    before, accuracy = parameters(compressor.student), compressor.accuracy()
+    stored = _stored(compressor)
+    assert not compressor.finetune(2, 0.3)
+    assert changed(compressor.student, before) == set()
+    assert all(torch.equal(a, b) for a, b in zip(_stored(compressor), stored, strict=True))
+    assert compressor.accuracy() == accuracy
+
+
+def _stored(compressor: Compressor) -> list[Tensor]:
+    return [layer.weight_and_bias()[0].clone() for layer in compressor.student.layers]
+
+
+def test_outputs_that_are_no_numbers_have_no_accuracy(tiny: TinyTask) -> None:
+    compressor = Compressor(tiny)
+    layer = compressor.student.layers[6]
+    assert isinstance(layer, CompressedLayer) and layer.bias is not None
+    layer.bias.fill_(math.inf)
+    assert math.isnan(compressor.accuracy())
+
+
+def test_a_model_without_layers_is_refused(tiny: TinyTask) -> None:
+    class Layerless(TinyTask):
+        def __init__(self) -> None:
+            self.__dict__.update(tiny.__dict__)
+
+        def stages(self, model: nn.Module) -> list:  # type: ignore[type-arg]
+            return []
+
+    with pytest.raises(InputError, match=r"'tiny' has no Conv2d or Linear layer"):
+        Compressor(Layerless())
+
+
+def test_a_teacher_that_scores_nothing_is_refused(tiny: TinyTask) -> None:
+    class Hopeless(TinyTask):
+        def __init__(self) -> None:
+            self.__dict__.update(tiny.__dict__)
+
+        def metric(self, predictions: Any, split: str) -> float:
+            return self.score
+
+        score = 0.0
+
+    task = Hopeless()
+    with pytest.raises(InputError, match="'tiny' scores 0 on the search split"):
+        Compressor(task)
+    task.score = math.nan
+    with pytest.raises(InputError, match="'tiny' scores nan on the search split"):
+        Compressor(task)
+
+
+def test_the_teacher_stays_as_it_is(tiny: TinyTask) -> None:
+    before = {name: p.clone() for name, p in tiny.teacher.named_parameters()}
+    walk(Compressor(tiny, finetune_scope="all"))
+    assert isinstance(tiny.teacher, TinyNet)
+    assert all(torch.equal(p, before[name]) for name, p in tiny.teacher.named_parameters())

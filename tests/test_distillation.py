@@ -1,0 +1,168 @@
+"""The AKD criterion against plain NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, log_softmax
+from tiny_task import TinyTask
+from torch import Tensor
+
+from hsq_env.distillation.akd import (
+    AKD,
+    box_divergence,
+    centerness_divergence,
+    channel_divergence,
+    logits_divergence,
+    pixel_divergence,
+    teacher_confidence,
+)
+from hsq_env.finetuning import akd_loss
+from hsq_env.task import Distilled
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def numpy_bernoulli(student: Tensor, teacher: Tensor, temperature: float) -> NDArray[np.float64]:
+    """KL of Bernoulli variables, summed over the last dimension."""
+    p, q = expit(teacher.double().numpy() / temperature), expit(student.double().numpy() / temperature)
+    return np.asarray(temperature**2 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(axis=-1))
+
+
+def numpy_channels(student: Tensor, teacher: Tensor, temperature: float) -> NDArray[np.float64]:
+    """KL of each channel's softmax over space, mean over channels, summed over space; (N,)."""
+    log_p, log_q = (
+        log_softmax(x.double().numpy().reshape(*x.shape[:2], -1) / temperature, axis=2) for x in (teacher, student)
+    )
+    return np.asarray(temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(axis=2).mean(axis=1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_logits_divergence_is_bernoulli_kl(temperature: float) -> None:
+    student, teacher = draw(0, 2, 5, 3), draw(1, 2, 5, 3)
+    found = logits_divergence(student, teacher, temperature)
+    assert found.shape == (2, 5)
+    np.testing.assert_allclose(found.numpy(), numpy_bernoulli(student, teacher, temperature), rtol=1e-4, atol=1e-6)
+    assert (found > 0).all()
+
+
+def test_logits_divergence_by_hand() -> None:
+    """p = 1/2 against q = 1/4: ln 2 / 2 + ln(2/3) / 2."""
+    student = torch.tensor([[[np.log(1 / 3)]]], dtype=torch.float64)
+    found = logits_divergence(student, torch.zeros(1, 1, 1, dtype=torch.float64), 1.0)
+    assert found.item() == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3), rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_channel_divergence_is_softmax_kl(temperature: float) -> None:
+    student, teacher = draw(2, 2, 4, 3, 5), draw(3, 2, 4, 3, 5)
+    found = channel_divergence(student, teacher, temperature)
+    assert found.shape == (2, 3, 5)
+    np.testing.assert_allclose(found.sum(dim=(1, 2)).numpy(), numpy_channels(student, teacher, temperature), rtol=1e-4)
+
+
+def test_channel_divergence_ignores_a_constant_per_channel() -> None:
+    teacher = draw(4, 1, 3, 4, 4)
+    shifted = teacher + torch.tensor([1.0, -2.0, 5.0])[None, :, None, None]
+    np.testing.assert_allclose(channel_divergence(shifted, teacher, 1.0).numpy(), 0, atol=1e-6)
+
+
+def test_other_divergences_by_hand() -> None:
+    boxes = box_divergence(torch.tensor([[[1.0, 2.0, 3.0, 8.0]]]), torch.tensor([[[0.0, 2.0, 5.0, 7.0]]]))
+    assert boxes.tolist() == [[1.0]]
+    pixels = pixel_divergence(torch.tensor([[[[1.0]], [[5.0]]]]), torch.tensor([[[[2.0]], [[2.0]]]]))
+    assert pixels.tolist() == [[[2.0]]]
+    student, teacher = draw(5, 2, 6, 1), draw(6, 2, 6, 1)
+    np.testing.assert_allclose(
+        centerness_divergence(student, teacher).numpy(), numpy_bernoulli(student, teacher, 1.0), rtol=1e-4, atol=1e-6
+    )
+
+
+def detector_outputs(seed: int) -> list[Distilled]:
+    return [
+        Distilled("cls", "logits", draw(seed, 2, 6, 3)),
+        Distilled("box", "boxes", draw(seed + 1, 2, 6, 4).abs()),
+        Distilled("ctr", "centerness", draw(seed + 2, 2, 6, 1)),
+        Distilled("p3", "features", draw(seed + 3, 2, 4, 4, 4)),
+        Distilled("p4", "features", draw(seed + 4, 2, 4, 2, 2)),
+    ]
+
+
+def test_equal_outputs_have_no_loss() -> None:
+    outputs = detector_outputs(10)
+    criterion = AKD()
+    assert {kind: term.item() for kind, term in criterion.terms(outputs, outputs).items()} == {
+        "logits": 0.0,
+        "boxes": 0.0,
+        "centerness": 0.0,
+        "features": 0.0,
+    }
+    assert criterion.loss(outputs, outputs).item() == 0.0
+
+
+def test_terms_are_weighted_by_the_teachers_confidence() -> None:
+    student, teacher = detector_outputs(20), detector_outputs(30)
+    terms = AKD(temperature=2.0).terms(student, teacher)
+    confidence = expit(teacher[0].tensor.double().numpy()).max(axis=-1)
+    total = confidence.sum()
+    boxes = np.abs(student[1].tensor.numpy() - teacher[1].tensor.numpy()).mean(axis=-1)
+    maps = [numpy_channels(student[i].tensor, teacher[i].tensor, 1.0).mean() for i in (3, 4)]
+    centerness = numpy_bernoulli(student[2].tensor, teacher[2].tensor, 1.0)
+    expected = {
+        "logits": numpy_bernoulli(student[0].tensor, teacher[0].tensor, 2.0).sum() / total,  # background counts too
+        "boxes": (boxes * confidence).sum() / total,
+        "centerness": (centerness * confidence).sum() / total,
+        "features": np.mean(maps),
+    }
+    assert list(terms) == list(expected)
+    for kind, value in expected.items():
+        assert terms[kind].item() == pytest.approx(value, rel=1e-4)
+
+
+def test_confidence_is_the_highest_class() -> None:
+    found = teacher_confidence([Distilled("cls", "logits", torch.tensor([[[0.0, 2.0], [-1.0, -3.0]]]))])
+    assert found is not None
+    np.testing.assert_allclose(found.numpy(), [[expit(2.0), expit(-1.0)]], rtol=1e-6)
+    assert teacher_confidence([Distilled("p", "pixels", torch.zeros(1, 1, 1, 1))]) is None
+
+
+def test_without_logits_every_location_counts_alike() -> None:
+    student = [Distilled("image", "pixels", draw(40, 2, 3, 4, 4))]
+    teacher = [Distilled("image", "pixels", draw(41, 2, 3, 4, 4))]
+    found = AKD().terms(student, teacher)["pixels"].item()
+    assert found == pytest.approx(np.abs(student[0].tensor.numpy() - teacher[0].tensor.numpy()).mean(), rel=1e-5)
+
+
+def test_a_teacher_that_sees_nothing_gives_a_finite_loss() -> None:
+    teacher = [Distilled("cls", "logits", torch.full((1, 4, 2), -60.0))]
+    loss = AKD().loss([Distilled("cls", "logits", torch.full((1, 4, 2), -59.0))], teacher)
+    assert loss.isfinite() and loss.item() >= 0
+
+
+def test_loss_is_the_weighted_sum() -> None:
+    student, teacher = detector_outputs(50), detector_outputs(60)
+    weights = {"logits": 1.0, "boxes": 2.0, "centerness": 0.25, "features": 3.0}
+    terms = AKD().terms(student, teacher)
+    found = AKD(weights=weights).loss(student, teacher).item()
+    assert found == pytest.approx(sum(weights[kind] * terms[kind].item() for kind in weights), rel=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_alpha_mixes_task_loss_and_divergence(tiny: TinyTask, alpha: float) -> None:
+    batch = tiny.finetuning()[0]
+    logits = draw(70, 32, 4, 3)
+    state = {"logits": logits, "features": draw(71, 32, 4, 8, 8)}
+    teacher = tiny.distilled({"logits": draw(72, 32, 4, 3), "features": draw(73, 32, 4, 8, 8)})
+    divergence = AKD().loss(tiny.distilled(state), teacher).item()
+    log_p = log_softmax(logits.double().numpy().reshape(-1, 3), axis=1)
+    task_loss = -log_p[np.arange(128), batch.labels.numpy().ravel()].mean()
+    found = akd_loss(tiny, AKD(), alpha, state, batch, teacher).item()
+    assert found == pytest.approx(alpha * task_loss + (1 - alpha) * divergence, rel=1e-5)
+
+
+def test_task_loss_is_not_computed_where_it_has_no_share(tiny: TinyTask) -> None:
+    state = {"logits": draw(80, 32, 4, 3), "features": draw(81, 32, 4, 8, 8)}
+    no_batch: object = None  # its labels would be asked for
+    assert akd_loss(tiny, AKD(), 0.0, state, no_batch, tiny.distilled(state)).item() == 0.0  # type: ignore[arg-type]

@@ -1,0 +1,290 @@
+"""The ``.hsq`` file: what is written comes back bit for bit, and what cannot be read is refused by name."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import outputs, random_plan, student_logits
+from pyramid_task import PyramidNet, PyramidTask
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_task import TinyNet, TinyTask
+from torch import nn
+
+from detectors.errors import InputError
+from hsq_env.choices import Choice
+from hsq_env.file import VERSION, load_hsq, pack, read_header, save_hsq, student_bytes, unpack
+from hsq_env.finetuning import finetune_all
+from hsq_env.pruning import magnitude_mask
+from hsq_env.student import LayerInfo, Student, trace_layers
+
+
+class LargerNet(TinyNet):
+    """The tiny network with a layer more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(3, 3)
+
+
+@pytest.fixture(scope="module")
+def student(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> Student:
+    """Not to be changed."""
+    made = Student(tiny, infos)
+    made.apply(random_plan(infos, 0))
+    return made
+
+
+@pytest.fixture
+def path(student: Student, tmp_path: Path) -> Path:
+    """A good file."""
+    save_hsq(student, tmp_path / "model.hsq")
+    return tmp_path / "model.hsq"
+
+
+# ---- packing
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 1001])
+def test_unpack_inverts_pack(bits: int, count: int) -> None:
+    values = np.random.default_rng(count).integers(2**bits, size=count)
+    packed = pack(values, bits)
+    assert packed.dtype == np.uint8 and len(packed) == -(-count * bits // 8)
+    assert np.array_equal(unpack(packed, bits, count), values)
+
+
+def test_the_first_value_takes_the_highest_bits() -> None:
+    assert pack(np.array([1, 2, 3, 0]), 2).tolist() == [0b01101100]
+    assert pack(np.array([5, 2, 7]), 3).tolist() == [0b10101011, 0b10000000]
+
+
+# ---- what comes back
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4, None, "match"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_reloaded_outputs_are_bit_identical(
+    tiny: TinyTask,
+    infos: tuple[LayerInfo, ...],
+    tmp_path: Path,
+    seed: int,
+    pattern: str,
+    activation_bits: int | str | None,
+) -> None:
+    student = Student(tiny, infos, activation_bits, pattern)
+    plan = random_plan(infos, seed)
+    student.apply(plan)
+    assert finetune_all(student, 3)  # scales and biases away from where they started
+    size = save_hsq(student, tmp_path / "model.hsq")
+    model = TinyNet().requires_grad_(False)
+    header = load_hsq(tmp_path / "model.hsq", model)
+    assert size == (tmp_path / "model.hsq").stat().st_size
+    assert header.plan() == plan and header.pattern == pattern and header.model == tiny.describe()
+    assert {entry.activation_bits for entry in header.layers} == (
+        {c.bits for c in plan.choices} if activation_bits == "match" else {activation_bits}
+    )
+    for split in ("search", "test"):
+        expected = student_logits(student, split)
+        assert torch.equal(outputs(tiny, model, tiny.evaluation(split)[0].images)["logits"], expected)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+def test_reloaded_weights_are_those_of_the_student(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path, bits: int, sparsity: float, pattern: str
+) -> None:
+    student = Student(tiny, infos, pattern=pattern)
+    for index in range(len(infos)):
+        student.compress(index, Choice(bits, sparsity))
+    save_hsq(student, tmp_path / "model.hsq")
+    model = TinyNet()
+    load_hsq(tmp_path / "model.hsq", model)
+    for info, layer in zip(infos, student.layers, strict=True):
+        loaded: Any = model.get_submodule(info.name)
+        assert torch.equal(loaded.weight_and_bias()[0], layer.weight_and_bias()[0])
+        if sparsity:
+            assert (loaded.weight_and_bias()[0] == 0).sum() >= round(sparsity * layer.weight.numel())
+
+
+def test_unchosen_layers_and_other_tensors_come_back_exactly(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path
+) -> None:
+    student = Student(tiny, infos)
+    student.compress(1, Choice(4, 0.5))
+    student.compress(5, Choice(2))
+    with torch.no_grad():
+        student.model.get_parameter("head.1.weight").mul_(1.25)  # a group norm
+    save_hsq(student, tmp_path / "model.hsq")
+    model = TinyNet().requires_grad_(False)
+    header = load_hsq(tmp_path / "model.hsq", model)
+    assert [entry.choice for entry in header.layers] == [None, Choice(4, 0.5), None, None, None, Choice(2), None]
+    for name in ("stem.weight", "stem.bias", "logits.weight", "head.1.weight"):
+        assert torch.equal(model.get_parameter(name), student.model.get_parameter(name))
+    expected = student_logits(student)
+    assert torch.equal(outputs(tiny, model, tiny.evaluation("test")[0].images)["logits"], expected)
+    with pytest.raises(InputError, match="no plan"):
+        header.plan()
+
+
+def test_a_model_that_carried_another_plan_is_overwritten(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], path: Path
+) -> None:
+    model = TinyNet().requires_grad_(False)
+    load_hsq(path, model)
+    untouched = Student(tiny, infos)
+    save_hsq(untouched, path)
+    load_hsq(path, model)
+    assert torch.equal(outputs(tiny, model, tiny.evaluation("test")[0].images)["logits"], student_logits(untouched))
+
+
+def test_layers_that_run_several_times_or_never(tmp_path: Path) -> None:
+    task = PyramidTask()
+    infos = trace_layers(task)
+    student = Student(task, infos)
+    student.apply(random_plan(infos, 3))
+    save_hsq(student, tmp_path / "model.hsq")
+    model = PyramidNet().requires_grad_(False)
+    header = load_hsq(tmp_path / "model.hsq", model)
+    assert [(entry.name, entry.ranges) for entry in header.layers] == [("stem", 1), ("neck", 3), ("head", 3)]
+    assert torch.equal(outputs(task, model, task.evaluation("test")[1].images)["logits"], _second_batch(student))
+    assert torch.equal(model.spare.weight, task.teacher.spare.weight)
+
+
+def _second_batch(student: Student) -> torch.Tensor:
+    with torch.no_grad():
+        logits = student.outputs(student.task.evaluation("test")[1])["logits"]
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+def test_masks_are_those_of_magnitude_pruning(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path) -> None:
+    student = Student(tiny, infos, pattern="n:m")
+    student.compress(1, Choice(8, 0.5))
+    save_hsq(student, tmp_path / "model.hsq")
+    model = TinyNet()
+    load_hsq(tmp_path / "model.hsq", model)
+    loaded: Any = model.block1.conv1
+    mask = magnitude_mask(tiny.teacher.block1.conv1.weight, 0.5, "n:m")
+    assert mask is not None and torch.equal(loaded.mask, mask)
+
+
+def test_equal_students_give_equal_bytes(tiny: TinyTask, infos: tuple[LayerInfo, ...], student: Student) -> None:
+    again = Student(tiny, infos)
+    again.apply(random_plan(infos, 0))
+    assert student_bytes(again) == student_bytes(student)
+
+
+# ---- what is refused
+
+
+def refusal(path: Path, model: nn.Module | None = None) -> str:
+    """The one sentence with which a file is refused, by both readers unless only a model shows what is wrong."""
+    texts = []
+    readers: list[Callable[[], object]] = [lambda: load_hsq(path, TinyNet() if model is None else model)]
+    if model is None:
+        readers.append(lambda: read_header(path))
+    for reader in readers:
+        with pytest.raises(InputError) as error:
+            reader()
+        texts.append(str(error.value))
+    assert len(set(texts)) == 1 and str(path) in texts[0] and "\n" not in texts[0]
+    return texts[0]
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the JSON header of a good file."""
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["hsq"])
+    change(header)
+    save_file(load_file(path), path, {"hsq": json.dumps(header)})
+
+
+def test_a_missing_file() -> None:
+    assert "no file" in refusal(Path("nowhere") / "model.hsq")
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, 900, 0.5, 0.9, -8, -1])
+def test_a_truncated_file(path: Path, length: float) -> None:
+    content = path.read_bytes()
+    kept = int(length * len(content)) if 0 < length < 1 else int(length)
+    path.write_bytes(content[:kept])
+    assert "not a complete .hsq file" in refusal(path)
+
+
+def test_garbage(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    assert "not a complete .hsq file" in refusal(path)
+
+
+def test_a_foreign_safetensors_file(tiny: TinyTask, path: Path) -> None:
+    path.write_bytes(tiny.teacher_file())
+    assert "not a .hsq file" in refusal(path)
+
+
+def test_a_newer_version(path: Path) -> None:
+    rewrite(path, lambda header: header.update(version=VERSION + 1))
+    assert f"format version {VERSION + 1}" in refusal(path) and "update hsq" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.pop("layers"),
+        lambda header: header.pop("version"),
+        lambda header: header.update(version="new"),
+        lambda header: header.update(layers=[3]),
+        lambda header: header["layers"][2].pop(),
+        lambda header: header["layers"][2].__setitem__(3, 5),
+    ],
+    ids=["no layers", "no version", "version of text", "layer of a number", "short layer", "unknown bits"],
+)
+def test_a_damaged_header(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    rewrite(path, change)
+    assert "damaged header" in refusal(path)
+
+
+def test_a_header_that_is_no_json(path: Path) -> None:
+    save_file(load_file(path), path, {"hsq": "{"})
+    assert "damaged header" in refusal(path)
+
+
+@pytest.mark.parametrize("model", [TinyNet(channels=8), PyramidNet(), LargerNet()], ids=lambda m: type(m).__name__)
+def test_another_model(path: Path, model: nn.Module) -> None:
+    assert "belongs to another model or is damaged" in refusal(path, model)
+
+
+@pytest.mark.parametrize("name", ["codes", "masks", "scales", "biases", "ranges"])
+def test_a_tensor_that_is_too_short(path: Path, name: str) -> None:
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({**tensors, name: tensors[name][:-1].clone()}, path, metadata)
+    assert f"ends within '{name}'" in refusal(path, TinyNet())
+
+
+# ---- writing
+
+
+def test_a_full_disk_leaves_the_old_file(
+    student: Student, infos: tuple[LayerInfo, ...], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = path.read_bytes()
+    other = Student(student.task, infos)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_hsq(other, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.hsq"]

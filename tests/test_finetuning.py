@@ -1,0 +1,257 @@
+"""Fine-tuning: what it changes, what it leaves alone, and that it helps."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_plan, student_logits
+from tiny_task import TinyTask
+from torch import Tensor, nn
+
+from hsq_env.choices import Choice, Plan
+from hsq_env.distillation import AKD
+from hsq_env.finetuning import WARMUP, LearningRates, akd_loss, finetune_all, finetune_block
+from hsq_env.states import run
+from hsq_env.student import LayerInfo, Student
+
+RATES = LearningRates(weights=0.01, scales=0.003, biases=0.002)
+HEAD = {"head.0.weight", "head.0.scale_factor", "head.1.weight", "head.1.bias", "logits.weight", "logits.bias"}
+
+
+class BadLoss(TinyTask):
+    """The tiny task with a loss that is no number, or has no gradient, from a call on."""
+
+    def __init__(self, tiny: TinyTask, good_calls: int, value: float = math.nan) -> None:
+        self.__dict__.update(tiny.__dict__)
+        self.good_calls, self.value = good_calls, value
+
+    def task_loss(self, outputs: dict[str, Any], batch: Any) -> Tensor:
+        self.good_calls -= 1
+        loss = super().task_loss(outputs, batch)
+        return loss if self.good_calls >= 0 else loss * self.value
+
+
+def parameters(student: Student) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in student.model.named_parameters()}
+
+
+def changed(student: Student, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, p in student.model.named_parameters() if not torch.equal(p, before[name])}
+
+
+def tune_block(student: Student, scope: str, index: int, steps: int = 2) -> bool:
+    """The whole forward pass, the modules of a scope."""
+    task = student.task
+    batches = task.finetuning()[:steps]
+    teacher = [task.distilled(run(task.stages(task.teacher), {"images": batch.images})) for batch in batches]
+    inputs = [(batch, {"images": batch.images}, t) for batch, t in zip(batches, teacher, strict=True)]
+    modules = student.modules_of(scope, index)
+    return finetune_block(student, student.stages, modules, 0, inputs, AKD(), 0.3, RATES)
+
+
+def whole_loss(student: Student, alpha: float = 0.3) -> float:
+    """The mean AKD loss over the pool."""
+    task, losses = student.task, []
+    with torch.no_grad():
+        for batch in task.finetuning():
+            teacher = task.distilled(run(task.stages(task.teacher), {"images": batch.images}))
+            losses.append(akd_loss(task, AKD(), alpha, student.outputs(batch), batch, teacher).item())
+    return sum(losses) / len(losses)
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize(
+    ("scope", "index", "expected"),
+    [
+        ("layer", 1, {"block1.conv1.weight", "block1.conv1.bias", "block1.conv1.scale_factor"}),
+        (
+            "block",
+            1,
+            {
+                *("block1.conv1.weight", "block1.conv1.bias", "block1.conv1.scale_factor"),
+                *("block1.conv2.weight", "block1.conv2.bias"),  # not chosen yet: no scale to learn
+            },
+        ),
+        ("block", 5, HEAD),
+    ],
+)
+def test_only_the_scope_changes(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], scope: str, index: int, expected: set[str]
+) -> None:
+    student = Student(tiny, infos)
+    student.compress(index, Choice(4, 0.5))
+    before = parameters(student)
+    assert tune_block(student, scope, index)
+    assert changed(student, before) == expected
+
+
+def test_scope_all_changes_everything_but_the_scales_of_unchosen_layers(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...]
+) -> None:
+    student = Student(tiny, infos)
+    student.compress(2, Choice(2))
+    before = parameters(student)
+    assert tune_block(student, "all", 2)
+    scales = {f"{info.name}.scale_factor" for info in infos if info.name != "block1.conv2"}
+    assert changed(student, before) == set(before) - scales
+
+
+def test_choices_and_first_scales_stay(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student, plan = Student(tiny, infos), random_plan(infos, 0)
+    student.apply(plan)
+    before = [layer.base_scale.clone() for layer in student.layers]
+    finetune_all(student, 3)
+    assert student.plan() == plan
+    assert all(torch.equal(layer.base_scale, b) for layer, b in zip(student.layers, before, strict=True))
+
+
+def test_masks_stay_fixed(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    student.apply(Plan(tuple(i.name for i in infos), (Choice(8, 0.5),) * 7))
+    before = [layer.mask.clone() for layer in student.layers if layer.mask is not None]
+    assert finetune_all(student, 10)
+    assert len(before) == 7
+    for layer, mask in zip(student.layers, before, strict=True):
+        weight = layer.weight_and_bias()[0]
+        assert layer.mask is not None and torch.equal(layer.mask, mask)
+        assert (weight[~mask] == 0).all() and weight[mask].count_nonzero() > 0.9 * mask.sum()
+
+
+def test_what_is_computed_with_afterwards_is_what_was_learned(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    student.compress(1, Choice(8))
+    layer = student.layers[1]
+    start = layer.weight_and_bias()[0].clone()
+    assert tune_block(student, "layer", 1)
+    stored, bias = layer.weight_and_bias()
+    assert not torch.equal(stored, start)
+    assert layer.bias is not None and bias is not None and torch.equal(bias, layer.bias.half().float())
+    step = layer.scale().reshape(-1, 1, 1, 1)
+    clipped = layer.weight.clamp(-128 * step, 127 * step)
+    assert (stored - clipped).abs().max() <= 0.5001 * step.max()
+    assert torch.equal(stored, torch.round(stored / step) * step)
+
+
+def test_nothing_asks_for_gradients_afterwards(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    student.apply(random_plan(infos, 1))
+    finetune_all(student, 1)
+    assert not any(p.requires_grad or p.grad is not None for p in student.model.parameters())
+    assert not any(layer.tuning for layer in student.layers)
+
+
+# ---- that it helps
+
+
+@pytest.mark.parametrize("choice", [Choice(2), Choice(2, 0.5), Choice(4, 0.75)], ids=str)
+def test_the_loss_goes_down(tiny: TinyTask, infos: tuple[LayerInfo, ...], choice: Choice) -> None:
+    student = Student(tiny, infos)
+    student.apply(Plan(tuple(i.name for i in infos), (choice,) * 7))
+    before = whole_loss(student)
+    assert finetune_all(student, 60)
+    assert whole_loss(student) < 0.8 * before
+
+
+def test_a_block_makes_up_for_its_layer(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    student.compress(3, Choice(2, 0.75))
+    before = whole_loss(student)
+    for _ in range(5):
+        assert tune_block(student, "block", 3, steps=4)
+    assert whole_loss(student) < 0.8 * before
+
+
+def test_equal_students_learn_alike(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    made = []
+    for _ in range(2):
+        student = Student(tiny, infos)
+        student.apply(random_plan(infos, 2))
+        finetune_all(student, 5)
+        made.append(student_logits(student))
+    assert torch.equal(*made)
+
+
+# ---- losses that are no numbers
+
+
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_loss_that_is_no_number_stops_before_its_step(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], good: int
+) -> None:
+    student = Student(BadLoss(tiny, good), infos)
+    student.apply(random_plan(infos, 3))
+    steps: list[int] = []
+    assert not finetune_all(student, 9, on_step=steps.append)
+    assert steps == list(range(good + 1))
+    assert all(p.isfinite().all() for p in student.model.parameters())
+    assert not any(p.requires_grad for p in student.model.parameters())
+    assert not any(layer.tuning for layer in student.layers)
+
+
+def test_an_infinite_loss_stops_too(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(BadLoss(tiny, 0, math.inf), infos)
+    student.compress(0, Choice(4))
+    before = parameters(student)
+    assert not tune_block(student, "block", 0)
+    assert changed(student, before) == set()
+
+
+# ---- rates
+
+
+def test_parameters_by_kind(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    student.compress(5, Choice(4))
+    head, logits = student.layers[5], student.layers[6]
+    norm: Any = student.model.get_submodule("head.1")
+    groups = RATES.groups(student.modules_of("block", 5))
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rate_of) == 6  # the scale of the unchosen linear layer is left out
+    for layer in (head, logits):
+        spread = layer.weight.double().std(correction=0).item()
+        assert rate_of[id(layer.weight)] == pytest.approx(0.01 * spread, rel=1e-5)
+    assert rate_of[id(head.scale_factor)] == 0.003
+    assert logits.bias is not None
+    assert {rate_of[id(p)] for p in (norm.weight, norm.bias, logits.bias)} == {0.002}
+
+
+def test_no_group_is_empty(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    assert all(group["params"] for group in RATES.groups(student.modules_of("layer", 5)))
+    assert RATES.groups([nn.ReLU()]) == []
+
+
+def test_the_rate_rises_briefly_and_falls_to_zero(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    take = torch.optim.Adam.step
+
+    def record(self: torch.optim.Adam, *arguments: Any, **options: Any) -> Any:
+        seen.append(self.param_groups[-1]["lr"])
+        return take(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    student = Student(tiny, infos)
+    assert finetune_all(student, 40, rates=RATES)
+    warmup = round(WARMUP * 40)
+    rising = [RATES.biases * (step + 1) / warmup for step in range(warmup)]
+    falling = [RATES.biases * (1 + math.cos(math.pi * (s - warmup) / (40 - warmup))) / 2 for s in range(warmup, 40)]
+    assert warmup == 2 and seen == pytest.approx(rising + falling)
+
+
+def test_the_first_step_moves_every_parameter_by_its_rate(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    """Adam's first step is the rate times the gradient's sign."""
+    student = Student(tiny, infos)
+    student.compress(1, Choice(2))
+    before = parameters(student)
+    assert tune_block(student, "layer", 1, steps=1)
+    after = parameters(student)
+    bias = (after["block1.conv1.bias"] - before["block1.conv1.bias"]).abs()
+    scale = (after["block1.conv1.scale_factor"] - 1).abs()
+    for found, rate in ((bias, RATES.biases), (scale, RATES.scales)):
+        assert found.median().item() == pytest.approx(rate, rel=0.02)
+        assert found.max().item() <= 1.001 * rate

@@ -1,0 +1,140 @@
+"""The observation: what stands where, in [0, 1]."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import play
+from tiny_task import TinyTask
+
+from hsq_env.choices import Choice, choice_grid
+from hsq_env.env import HSQEnv
+from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
+from hsq_env.student import LayerInfo
+
+NAMES = observation_names(choice_grid())
+PROGRESS = Progress(
+    accuracy=0.9, size_so_far=0.2, weights_left=0.7, budget_slack=0.4, last=Choice(4, 0.25), alpha=0.3, beta=0.8
+)
+
+
+@pytest.fixture(scope="module")
+def env(tiny: TinyTask) -> HSQEnv:
+    return HSQEnv(tiny, target_ratio=6.0)
+
+
+def static(tiny: TinyTask, infos: tuple[LayerInfo, ...], sensitivity: float = 1e-3) -> np.ndarray:
+    weights = teacher_weights(tiny.teacher, infos)
+    return static_features(infos, weights, np.full((len(infos), 12), sensitivity))
+
+
+def test_names_stand_where_the_docstring_says() -> None:
+    assert len(NAMES) == len(set(NAMES)) == 50
+    assert NAMES[:4] == ("index", "weights", "weights_share", "macs_share")
+    assert NAMES[4:11] == ("out_channels", "in_channels", "kernel", "stride", "depthwise", "calls", "linear")
+    assert NAMES[11:15] == ("weight_std", "weight_peak", "weight_small", "weight_channel_spread")
+    assert NAMES[15:18] == ("input_std", "input_peak", "input_zeros")
+    assert (NAMES[18], NAMES[29]) == ("sensitivity_2bit_0", "sensitivity_8bit_0.75")
+    assert NAMES[30:34] == ("accuracy", "size_so_far", "weights_left", "budget_slack")
+    assert NAMES[34:38] == ("last_bits", "last_sparsity", "alpha", "beta")
+    assert (NAMES[38], NAMES[49]) == ("allowed_2bit_0", "allowed_8bit_0.75")
+
+
+def test_the_docstrings_table_covers_every_index() -> None:
+    rows = re.findall(r"\| (\d+)-(\d+) \|", HSQEnv.__doc__ or "")
+    covered = [i for first, last in rows for i in range(int(first), int(last) + 1)]
+    assert covered == list(range(len(NAMES)))
+
+
+def test_static_features_by_hand(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    row = dict(zip(NAMES[:30], static(tiny, infos)[1].tolist(), strict=True))  # block1.conv1, 16 x 16 x 3 x 3
+    weight = tiny.teacher.block1.conv1.weight.double().numpy().reshape(16, -1)
+    info = infos[1]
+    total = sum(np.prod(i.shape) for i in infos)
+    peaks = np.abs(weight).max(axis=1)
+    expected = {
+        "index": 1 / 6,
+        "weights": np.log10(2304) / 8,
+        "weights_share": (2304 / total) ** 0.5,
+        "macs_share": (info.macs / sum(i.macs for i in infos)) ** 0.5,
+        "out_channels": np.log(16) / 12,
+        "in_channels": np.log(16) / 12,
+        "kernel": 3 / 7,
+        "stride": 1 / 4,
+        "depthwise": 0.0,
+        "calls": 1 / 8,
+        "linear": 0.0,
+        "weight_std": (np.log10(weight.std()) + 4) / 8,
+        "weight_peak": 3 / max(3, peaks.max() / weight.std()),
+        "weight_small": (np.abs(weight) < 0.5 * weight.std()).mean(),
+        "weight_channel_spread": peaks.min() / peaks.max(),
+        "input_std": (np.log10(info.input_std) + 4) / 8,
+        "input_peak": 3 / max(3, (info.input_ranges[0][1] - info.input_mean) / info.input_std),
+        "input_zeros": info.input_zeros,
+        **{name: np.log10(1e3) / 8 for name in NAMES[18:30]},
+    }
+    assert row == pytest.approx(expected, rel=1e-5)
+
+
+def test_kinds_of_layers(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    rows = static(tiny, infos)
+    linear, stride = NAMES.index("linear"), NAMES.index("stride")
+    assert rows[:, linear].tolist() == [0.0] * 6 + [1.0]
+    assert rows[:, stride].tolist() == [0.5] + [0.25] * 6
+    depthwise = [replace(infos[1], shape=(16, 1, 3, 3), groups=16)]
+    row = static_features(depthwise, [torch.randn(16, 1, 3, 3)], np.ones((1, 12)))[0]
+    assert row[NAMES.index("depthwise")] == 1.0
+    assert row[NAMES.index("in_channels")] == np.float32(np.log(16) / 12)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(0.0, 0.0), (1e-6, 0.0), (1e-2, 0.5), (1e2, 1.0), (1e9, 1.0)])
+def test_sensitivities_are_logarithmic(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], loss: float, expected: float
+) -> None:
+    np.testing.assert_allclose(static(tiny, infos, loss)[:, 18:], expected, atol=1e-6)
+
+
+def test_moving_part_by_hand(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    rows = static(tiny, infos)
+    allowed = np.arange(12) % 3 == 0
+    found = observation(rows, 4, PROGRESS, allowed)
+    assert found.dtype == np.float32
+    assert np.array_equal(found[:30], rows[4])
+    np.testing.assert_allclose(found[30:38], [0.45, 0.2, 0.7, 0.4, 0.5, 0.25, 0.3, 0.8], rtol=1e-6)
+    assert np.array_equal(found[38:], allowed.astype(np.float32))
+
+
+def test_before_the_first_choice(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    found = observation(static(tiny, infos), 0, replace(PROGRESS, last=None), np.ones(12, dtype=bool))
+    assert found[34:36].tolist() == [1.0, 0.0]
+
+
+def test_an_accuracy_above_two_is_cut_off(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    found = observation(static(tiny, infos), 0, replace(PROGRESS, accuracy=2.5), np.ones(12, dtype=bool))
+    assert found[30] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_environments_observations(env: HSQEnv, seed: int) -> None:
+    actions = np.random.default_rng(seed).integers(12, size=7)
+    first, info = env.reset()
+    seen = [(first, info), *((step[0], step[4]) for step in play(env, actions.tolist()))]
+    assert len(env.observation_names) == len(first)
+    for layer, (found, told) in enumerate(seen):
+        assert env.observation_space.contains(found)
+        assert np.array_equal(found[38:], told["action_mask"].astype(np.float32))
+        assert np.array_equal(found[:30], env._static[min(layer, 6)])
+
+
+def test_progress_in_the_environment(env: HSQEnv) -> None:
+    env.reset(options={"alpha": 0.25, "beta": 0.5})
+    found, _, _, _, info = env.step(11)  # 8 bits, 75 % sparse
+    seen = dict(zip(env.observation_names, found.tolist(), strict=True))
+    weights = [np.prod(i.shape) * 4 + i.shape[0] * 4 * i.has_bias for i in env.layers]
+    assert seen["accuracy"] == np.float32(info["accuracy"] / 2)
+    assert seen["size_so_far"] == pytest.approx(env.sizes[0, 11] / weights[0])
+    assert seen["weights_left"] == pytest.approx(1 - weights[0] / sum(weights))
+    assert seen["budget_slack"] == pytest.approx(env.budget.slack(1, int(env.sizes[0, 11])))
+    assert [seen[n] for n in ("last_bits", "last_sparsity", "alpha", "beta")] == [1.0, 0.75, 0.25, 0.5]

@@ -1,0 +1,190 @@
+"""The student: what is known of its layers, what it takes and what it gives back."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import outputs, random_plan, student_logits
+from pyramid_task import PyramidTask
+from tiny_task import TinyTask
+
+from hsq_env.choices import Choice, Plan
+from hsq_env.finetuning import finetune_all
+from hsq_env.quantizers import activation_range
+from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
+
+
+@pytest.fixture(scope="module")
+def pyramid() -> PyramidTask:
+    """Not to be changed."""
+    return PyramidTask()
+
+
+# ---- tracing
+
+
+def test_layers_come_in_the_order_in_which_they_run(infos: tuple[LayerInfo, ...]) -> None:
+    names = ["stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "head.0", "logits"]
+    assert [info.name for info in infos] == names
+    assert [info.stage for info in infos] == [0, 1, 1, 2, 2, 3, 3]
+    assert [info.block for info in infos] == ["stem", "block1", "block1", "block2", "block2", "head", "head"]
+
+
+def test_order_is_not_that_of_registration(pyramid: PyramidTask) -> None:
+    infos = trace_layers(pyramid)
+    assert [(info.name, info.calls) for info in infos] == [("stem", 1), ("neck", 3), ("head", 3)]
+
+
+def test_shapes_and_work(infos: tuple[LayerInfo, ...], pyramid: PyramidTask) -> None:
+    stem, _, _, _, _, head, logits = infos
+    assert (stem.shape, stem.has_bias, stem.stride, stem.groups) == ((16, 1, 3, 3), True, 2, 1)
+    assert (head.shape, head.has_bias, logits.shape) == ((16, 16, 1, 1), False, (3, 16))
+    # positions of the output per image times weights
+    assert [stem.macs, head.macs, logits.macs] == [64 * 144, 64 * 256, 4 * 48]
+    assert [info.macs for info in trace_layers(pyramid)] == [64 * 216, 3 * 64 * 64, (64 + 16 + 4) * 288]
+
+
+def test_input_statistics_equal_numpy(pyramid: PyramidTask) -> None:
+    stem, neck, _ = trace_layers(pyramid)
+    images = np.concatenate([batch.images.numpy() for batch in pyramid.calibration()]).astype(np.float64)
+    assert stem.input_ranges == ((images.min(), images.max()),)
+    assert stem.input_mean == pytest.approx(images.mean(), rel=1e-9)
+    assert stem.input_std == pytest.approx(images.std(), rel=1e-9)
+    assert stem.input_zeros == 0.0
+    with torch.no_grad():
+        after = [torch.relu(pyramid.teacher.stem(batch.images)).numpy() for batch in pyramid.calibration()]
+    top = max(x.max() for x in after)
+    assert neck.input_ranges == tuple((0.0, float(top * np.float32(4) ** level)) for level in range(3))
+    assert neck.input_zeros == pytest.approx(np.mean([(x == 0).mean() for x in after]))
+
+
+def test_tracing_leaves_the_teacher_alone(pyramid: PyramidTask) -> None:
+    trace_layers(pyramid)
+    assert not any(module._forward_hooks for module in pyramid.teacher.modules())
+
+
+# ---- choices
+
+
+def test_a_fresh_student_is_the_teacher(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    expected = outputs(tiny, tiny.teacher, tiny.evaluation("test")[0].images)["logits"]
+    assert torch.equal(student_logits(Student(tiny, infos)), expected)
+
+
+def test_reset_restores_the_teacher_exactly(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    expected = student_logits(student)
+    student.apply(random_plan(infos, 0))
+    assert finetune_all(student, 2)
+    assert not torch.equal(student_logits(student), expected)
+    student.reset()
+    assert torch.equal(student_logits(student), expected)
+    assert all(layer.choice is None for layer in student.layers)
+
+
+def test_a_student_does_not_change_the_teacher(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny.teacher.state_dict().items()}
+    student = Student(tiny, infos)
+    student.apply(random_plan(infos, 1))
+    finetune_all(student, 2)
+    after = tiny.teacher.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_apply_starts_from_the_teacher(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    first, second = Student(tiny, infos), Student(tiny, infos)
+    first.apply(random_plan(infos, 2))
+    finetune_all(first, 2)
+    for student in (first, second):
+        student.apply(random_plan(infos, 3))
+    assert torch.equal(student_logits(first), student_logits(second))
+
+
+def test_plan_is_what_was_applied(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student, plan = Student(tiny, infos), random_plan(infos, 4)
+    student.apply(plan)
+    assert student.plan() == plan
+
+
+def test_activations_have_a_range_per_call(pyramid: PyramidTask) -> None:
+    infos = trace_layers(pyramid)
+    student = Student(pyramid, infos)
+    student.compress(1, Choice(4))
+    lows_and_highs = infos[1].input_ranges
+    assert student.layers[1].activations == tuple(activation_range(low, high, 8) for low, high in lows_and_highs)
+    assert len({found.scale for found in student.layers[1].activations}) == 3
+
+
+def test_ranges_follow_the_calls_over_several_batches(pyramid: PyramidTask) -> None:
+    student = Student(pyramid, trace_layers(pyramid))
+    for index in range(3):
+        student.compress(index, Choice(8))
+    first, _ = pyramid.evaluation("test")
+    once, twice = student.outputs(first)["logits"], student.outputs(first)["logits"]
+    assert torch.equal(once, twice)
+    by_hand = []
+    stem, neck, head = student.layers
+    x = torch.relu(stem(first.images))
+    for level in range(3):
+        scaled = torch.nn.functional.conv2d(neck.activations[level](x * 4.0**level), *neck.weight_and_bias())
+        pooled = torch.nn.functional.avg_pool2d(scaled, 2**level)
+        y = torch.nn.functional.conv2d(head.activations[level](pooled), *head.weight_and_bias(), padding=1)
+        by_hand.append(y.flatten(2).transpose(1, 2))
+    assert torch.equal(once, torch.cat(by_hand, dim=1))
+
+
+@pytest.mark.parametrize(("given", "expected"), [(8, [8, 8, 8]), (5, [5, 5, 5]), ("match", [2, 8, 4]), (None, [])])
+def test_activation_bits(pyramid: PyramidTask, given: int | str | None, expected: list[int]) -> None:
+    student = Student(pyramid, trace_layers(pyramid), given)
+    student.apply(Plan(("stem", "neck", "head"), (Choice(2), Choice(8), Choice(4))))
+    assert [layer.activations[0].bits for layer in student.layers if layer.activations] == expected
+
+
+# ---- scopes
+
+
+def names_of(student: Student, scope: str, index: int) -> list[str]:
+    by_module = {module: name for name, module in student.model.named_modules()}
+    return [by_module[module] for module in student.modules_of(scope, index)]
+
+
+def test_scopes(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    assert names_of(student, "layer", 1) == ["block1.conv1"]
+    assert names_of(student, "block", 2) == ["block1.conv1", "block1.conv2"]
+    assert names_of(student, "block", 5) == ["head.0", "head.1", "logits"]
+    assert names_of(student, "all", 0) == [*[info.name for info in infos[:6]], "head.1", "logits"]
+
+
+def test_blocks_are_ranges_of_stages(tiny: TinyTask, infos: tuple[LayerInfo, ...], pyramid: PyramidTask) -> None:
+    assert Student(tiny, infos).block("block2") == range(2, 3)
+    student = Student(pyramid, trace_layers(pyramid))
+    assert student.block("body") == range(0, 2) and student.block("head") == range(2, 3)
+
+
+# ---- measuring and moving
+
+
+def test_evaluate_is_the_metric_of_all_batches(tiny: TinyTask) -> None:
+    right = [
+        outputs(tiny, tiny.teacher, batch.images)["logits"].argmax(dim=-1) == batch.labels
+        for batch in tiny.evaluation("test")
+    ]
+    found = evaluate(tiny, tiny.stages(tiny.teacher), "test")
+    assert found == torch.stack(right).float().mean().item()
+    assert 0.9 < found < 1.0
+
+
+def test_a_pickled_student_goes_on_alike(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos, pattern="n:m")
+    student.apply(random_plan(infos, 5))
+    finetune_all(student, 2)
+    copy = pickle.loads(pickle.dumps(student))
+    assert torch.equal(student_logits(copy), student_logits(student))
+    for one in (student, copy):
+        one.compress(3, Choice(2, 0.5))
+        finetune_all(one, 2)
+    assert torch.equal(student_logits(copy), student_logits(student))
+    copy.reset()
+    assert torch.equal(student_logits(copy), student_logits(Student(tiny, infos)))
