@@ -3,10 +3,11 @@
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.dqn import HYPERPARAMETERS, MaskedDQN, MaskedDQNPolicy
+from agents.executed import ExecutedDDPG, ExecutedSAC, ExecutedTD3
 from detectors.errors import InputError
 
 EPISODE = 72  # steps of a ResNet-50 detector
@@ -17,9 +18,9 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any, dict[str, Any], str]] = {
     "dqn": (MaskedDQN, MaskedDQNPolicy, HYPERPARAMETERS, "discrete"),
     "ppo": (PPO, "MlpPolicy", {"n_steps": EPISODE, "batch_size": EPISODE // 2, "gamma": 1.0}, "discrete"),
     "a2c": (A2C, "MlpPolicy", {"gamma": 1.0}, "discrete"),
-    "sac": (SAC, "MlpPolicy", OFF_POLICY, "continuous"),
-    "td3": (TD3, "MlpPolicy", OFF_POLICY, "continuous"),
-    "ddpg": (DDPG, "MlpPolicy", OFF_POLICY, "continuous"),
+    "sac": (ExecutedSAC, "MlpPolicy", OFF_POLICY, "continuous"),
+    "td3": (ExecutedTD3, "MlpPolicy", OFF_POLICY, "continuous"),
+    "ddpg": (ExecutedDDPG, "MlpPolicy", OFF_POLICY, "continuous"),
 }
 
 

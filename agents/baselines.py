@@ -43,7 +43,6 @@ def integer_program(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit:
 
 
 def integer_program_actions(env: HSQEnv) -> list[int]:
-    """The integer program's choice per layer under the environment's budget (none: the paper reward's trade-off)."""
-    if np.isfinite(env.budget.limit):
-        return [int(i) for i in integer_program(env.sensitivities, env.sizes, env.budget.limit)]
-    return [int(i) for i in integer_program(env.sensitivities, env.sizes, env.sizes.mean())]
+    """The integer program's choice per layer under the environment's budget (none: the bytes of an average plan)."""
+    limit = env.budget.limit if np.isfinite(env.budget.limit) else float(env.sizes.mean(axis=1).sum())
+    return [int(i) for i in integer_program(env.sensitivities, env.sizes, limit)]

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hsq_env.choices import Plan
+
+TARGET_SYNC = 30  # gradient steps between updates of the target network before the first step
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,40 @@ class EpisodeRecorder(BaseCallback):
 
 
 class PretrainOnReplay(BaseCallback):
-    """Gradient steps on the seeded replay before the first step of one's own.
+    """Learns from the seeded replay before the first step of one's own.
 
-    :param gradient_steps: how many
+    Temporal differences alone say nothing about actions that no seed took, so that the first greedy episode would be
+    as good as random. A DQN is therefore also taught that the seeds' actions are better than all others by a margin
+    (DQfD, Hester et al. 2018, arXiv 1704.03732, equation 2): it starts from the best known plan.
+
+    :param gradient_steps: how many of each kind
+    :param margin: by which a seed's action must lead, in rewards
     """
 
-    def __init__(self, gradient_steps: int = 500) -> None:
+    def __init__(self, gradient_steps: int = 300, margin: float = 0.05) -> None:
         super().__init__()
-        self.gradient_steps = gradient_steps
+        self.gradient_steps, self.margin = gradient_steps, margin
 
     def _on_training_start(self) -> None:
         model: Any = self.model
-        if model.replay_buffer.size() > 0:
-            model.train(gradient_steps=self.gradient_steps, batch_size=model.batch_size)
+        if model.replay_buffer.size() == 0:
+            return
+        for step in range(self.gradient_steps):
+            model.train(gradient_steps=1, batch_size=model.batch_size)
+            if isinstance(model, DQN):
+                self._margin_step(model)
+                if step % TARGET_SYNC == TARGET_SYNC - 1:
+                    model.q_net_target.load_state_dict(model.q_net.state_dict())
+
+    def _margin_step(self, model: DQN) -> None:
+        assert model.replay_buffer is not None
+        seeds = model.replay_buffer.sample(model.batch_size)
+        values = model.q_net(seeds.observations)  # (N, actions)
+        taken = torch.zeros_like(values).scatter_(1, seeds.actions.long(), 1.0)
+        lead = (values + self.margin * (1 - taken)).amax(dim=1) - (values * taken).sum(dim=1)
+        model.policy.optimizer.zero_grad()
+        lead.mean().backward()
+        model.policy.optimizer.step()
 
     def _on_step(self) -> bool:
         return True

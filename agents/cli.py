@@ -31,7 +31,7 @@ def search(
     calibration_images: int = 16,
     reward: str = "paper",
     alpha: float = 0.3,
-    beta: float = 0.8,
+    beta: float = 0.95,
     activation_bits: int | None = 8,
     sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
     bfloat16: bool = False,
@@ -59,7 +59,7 @@ def search(
     :param calibration_images: training images for activation ranges and sensitivities
     :param reward: paper, paper-literal, size or terminal
     :param alpha: share of the ground-truth loss in the steps' fine-tuning
-    :param beta: weight of accuracy in the reward
+    :param beta: weight of accuracy in the reward; near 1, since the target ratio bounds the size already
     :param activation_bits: of every layer's input; None for float32
     :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
@@ -140,6 +140,7 @@ def teacher(
     learning_rate: float = 2e-3,
     image_size: int | None = None,
     level_scale: float | None = None,
+    score_thresh: float = 0.1,
     train_images: int = 8000,
     vertical_flip: bool = False,
     bfloat16: bool = False,
@@ -159,8 +160,9 @@ def teacher(
     :param batch_size: images per step
     :param learning_rate: the peak of the one-cycle schedule
     :param image_size: pixels of the shorter side; 128 for "shapes", else 800
-    :param level_scale: object sizes per pyramid level over those that suit 800-pixel images; by default the power of two
-        nearest to 1.5 times image size over 800
+    :param level_scale: object sizes per pyramid level over those that suit 800-pixel images; by default the power of
+        two nearest to 1.5 times image size over 800
+    :param score_thresh: detections below are dropped; lower ones cost time and hardly change mAP
     :param train_images: how many "shapes" to draw for training
     :param vertical_flip: augment with vertical flips too
     :param bfloat16: convolutions in bfloat16: twice as fast on processors with AMX and on GPUs
@@ -177,6 +179,7 @@ def teacher(
         detector or default,
         image_size=image_size or (128 if dataset == "shapes" else 800),
         level_scale=level_scale,
+        score_thresh=score_thresh,
         train_images=train_images,
         epochs=epochs,
         cycles=cycles,

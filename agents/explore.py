@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
 from agents.keep_best import KeepBest
+from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 
 UNLIMITED_EPISODES = 1_000_000
@@ -33,14 +34,16 @@ class SearchLog:
         """Keep and announce a finished episode."""
         self.episodes.append(episode)
         self.say(
-            f"episode {len(self.episodes)} ({episode.source}): accuracy {episode.accuracy:.4f} at {episode.ratio:.2f}x, "
-            f"return {episode.total_reward:.3f}, {episode.seconds:.0f} s"
+            f"episode {len(self.episodes)} ({episode.source}): accuracy {episode.accuracy:.4f} at "
+            f"{episode.ratio:.2f}x, return {episode.total_reward:.3f}, {episode.seconds:.0f} s"
         )
 
     def best_plans(self, count: int, by_return: bool) -> list[Episode]:
         """The best finished episodes with different plans, best first, earlier ones first among equals."""
-        ranked = sorted(self.episodes, key=lambda e: -(e.total_reward if by_return else e.accuracy))
-        return list({episode.plan: episode for episode in reversed(ranked)}.values())[::-1][:count]
+        different: dict[Plan, Episode] = {}
+        for episode in sorted(self.episodes, key=lambda e: -(e.total_reward if by_return else e.accuracy)):
+            different.setdefault(episode.plan, episode)
+        return list(different.values())[:count]
 
 
 def rollout(env: KeepBest, choices: list[int], source: str, log: SearchLog) -> list[Transition]:
@@ -70,8 +73,10 @@ def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[Bas
         return []
     for observation, following, action, reward, done, info in transitions:
         stored = action if np.ndim(action) == 0 else agent.policy.scale_action(np.asarray(action))
-        step: Any = [np.asarray(value)[None] for value in (observation, following, stored, reward, done)]
-        agent.replay_buffer.add(*step, [info])
+        obs, next_obs, actions, rewards, dones = (
+            np.asarray(value)[None] for value in (observation, following, stored, reward, done)
+        )
+        agent.replay_buffer.add(obs, next_obs, actions, rewards, dones, [info])
     return [PretrainOnReplay()]
 
 

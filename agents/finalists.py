@@ -72,5 +72,6 @@ def measure(
         for suffix, count in (("", 0), ("_finetuned", steps)):
             name = f"uniform{bits}{suffix}"
             add(name, finetuned_student(env, uniform_plan(env, bits), count, name), f"baselines/{name}.hsq")
+    folder.write_plan(student.plan())  # together with its file, lest an interruption comes between
     add("hsq", student, "model.hsq")
     return methods

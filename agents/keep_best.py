@@ -11,8 +11,8 @@ from hsq_env.env import HSQEnv
 class KeepBest(gym.Wrapper[Any, Any, Any, Any]):
     """Writes ``plan.json`` and ``model.hsq`` whenever an episode ends better than all before.
 
-    Better is a higher accuracy under a budget, which makes plans comparable, and a higher return without one. Vectorized
-    environments reset at once when an episode ends, so that only a wrapper still sees the student.
+    Better is a higher accuracy under a budget, which makes plans comparable, and a higher return without one.
+    Vectorized environments reset at once when an episode ends, so that only a wrapper still sees the student.
 
     :param folder: of the run; None keeps nothing
     """
@@ -25,12 +25,13 @@ class KeepBest(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment's."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._return += float(reward)
+        env = self.env.unwrapped
+        assert isinstance(env, HSQEnv)
+        self._return = float(reward) + (
+            self._return if env.index > 1 else 0.0
+        )  # the last episode may have been given up
         if terminated:
-            env = self.env.unwrapped
-            assert isinstance(env, HSQEnv)
             score = self._return if env.budget.limit == float("inf") else info["accuracy"]
-            self._return = 0.0
             if score > self.best and not info["diverged"]:
                 self.best = score
                 if self.folder is not None:

@@ -77,9 +77,8 @@ def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result))
         return
     ratio = f", {result['ratio']:.2f}x" if "ratio" in result else ""
-    print(
-        f"{result['file']}: mAP {result['map']:.4f} on {result['dataset']} ({result['split']}), {result['bytes']:,} bytes{ratio}"
-    )
+    where = f"{result['dataset']} ({result['split']})"
+    print(f"{result['file']}: mAP {result['map']:.4f} on {where}, {result['bytes']:,} bytes{ratio}")
 
 
 def print_info(file: Path, as_json: bool) -> None:
@@ -108,15 +107,20 @@ def train_teacher_file(
     detector: str,
     image_size: int,
     level_scale: float | None,
+    score_thresh: float,
     train_images: int,
     **training: Any,
 ) -> None:
     """Train and say what came of it."""
     embedded = dataset == SHAPES
     names = CLASS_NAMES if embedded else tuple(class_names(dataset))
-    scale = level_scale or level_scale_for(image_size)
     spec = DetectorSpec(
-        detector, names, level_scale=scale, min_size=image_size, max_size=round(image_size * 1333 / 800)
+        detector,
+        names,
+        level_scale=level_scale or level_scale_for(image_size),
+        min_size=image_size,
+        max_size=round(image_size * 1333 / 800),  # torchvision's proportion
+        score_thresh=score_thresh,
     )
     spec.build()  # an unknown detector is refused before images are drawn
     folder = shapes_folder({"train": train_images}) if embedded else Path(dataset)

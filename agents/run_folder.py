@@ -1,8 +1,12 @@
 """The folder that a search writes: refused if it holds something, every file whole or absent."""
 
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
@@ -12,12 +16,15 @@ from hsq_env.student import Student
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse a folder that holds something, or a file.
+    """Refuse a folder that holds something, a file, and a place where no folder can be made.
 
     :raises InputError: if so
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if existing == path and (path.is_file() or any(path.iterdir())):
         raise InputError(f"{path} already holds something: give an empty or new folder with --out.")
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{path} cannot be made, {existing} does not take it: give another folder with --out.")
 
 
 class RunFolder:
@@ -44,6 +51,12 @@ class RunFolder:
         """Write a ``.hsq`` file; its size on disk in bytes."""
         save_hsq(student, self.path / name)
         return (self.path / name).stat().st_size
+
+    def write_policy(self, agent: BaseAlgorithm) -> None:
+        """Write ``policy.zip``, which SB3's ``load`` reads."""
+        content = io.BytesIO()
+        agent.save(content)
+        write_atomically(self.path / "policy.zip", content.getvalue())
 
     def write_teacher(self, content: bytes) -> int:
         """Write ``teacher.safetensors``; its size on disk in bytes."""

@@ -17,6 +17,7 @@ from agents.explore import SearchLog, rollout, seed_replay, train_agent
 from agents.finalists import choose, measure
 from agents.keep_best import KeepBest
 from agents.run_folder import RunFolder, check_new_folder
+from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.student import evaluate
 from hsq_env.task import Task
@@ -58,6 +59,8 @@ def search(
     """
     started = time.monotonic()
     check_new_folder(Path(out))
+    if finalists < 1:
+        raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
     env = HSQEnv(
         task,
         action_space=action_space_of(algo),
@@ -76,17 +79,16 @@ def search(
         seeds = rollout(wrapped, integer_program_actions(env), "integer_program", log)
         callbacks = seed_replay(agent, seeds)
         train_agent(agent, len(env.layers), algo, log, episodes, time_budget, callbacks)
-        agent.save(folder.path / "policy.zip")
+        folder.write_policy(agent)
         best = log.best_plans(finalists, by_return=target_ratio is None)
         winner, student, candidates = choose(env, best, finetune_steps, say)
         methods = measure(env, folder, student, teacher_bytes, finetune_steps, say)
         test_map = evaluate(task, task.stages(task.teacher), "test")
     except KeyboardInterrupt:
-        agent.save(folder.path / "policy.zip")
+        folder.write_policy(agent)
         folder.write_json("interrupted.json", {**header, **_record(log, algo, started)})
         raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
     methods["hsq"]["source"] = winner.source
-    folder.write_plan(winner.plan)
     result = {
         **header,
         "teacher": {"map": test_map, "bytes": teacher_bytes, "search_map": env.compressor.teacher_metric},

@@ -3,6 +3,7 @@
 python -m agents.train --algo dqn --env HSQ-ResNet50-v0 --timesteps 5000
 """
 
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -40,7 +41,7 @@ def train(
     made = gym.make(env, action_space=action_space_of(algo), target_ratio=target_ratio)
     monitored = Monitor(made)
 
-    agent = make_agent(algo, monitored, seed=seed, verbose=1)  # type: ignore[arg-type]
+    agent = make_agent(algo, monitored, seed=seed, verbose=1)
     agent.learn(total_timesteps=timesteps, log_interval=1, progress_bar=False)
     agent.save(out)
 
@@ -55,7 +56,8 @@ def main() -> None:
     try:
         tyro.cli(train)
     except InputError as error:
-        raise SystemExit(f"error: {error}") from error
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

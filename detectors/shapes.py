@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from detectors.errors import InputError
 
@@ -218,7 +219,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
     (folder / split).mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in range(count):
+    for index in tqdm(range(count), f"drawing {split} images", disable=None, leave=False):
         pixels, labels, boxes = draw_image(seed, split, index)
         name = f"{index:06d}.png"
         Image.fromarray(pixels).save(folder / split / name, compress_level=1)

@@ -32,6 +32,7 @@ class DetectorSpec:
     level_scale: float = 1.0  # see build_fcos
     min_size: int = 800  # pixels of the shorter image side
     max_size: int = 1333  # pixels of the longer image side at most
+    score_thresh: float = 0.05  # detections below are dropped
 
     def build(self) -> FCOS:
         """The detector with random weights and trainable batch norm.
@@ -46,6 +47,7 @@ class DetectorSpec:
             level_scale=self.level_scale,
             min_size=self.min_size,
             max_size=self.max_size,
+            score_thresh=self.score_thresh,
         )
 
     def build_folded(self) -> FCOS:

@@ -27,9 +27,10 @@ class Budget:
         self.least_after = np.r_[np.cumsum(sizes.min(axis=1)[::-1])[::-1][1:], 0]  # by layers k+1...
         self.largest_ratio = teacher_bytes / (int(sizes.min(axis=1).sum()) + fixed_bytes)
         if target_ratio is not None and not 0 < target_ratio <= self.largest_ratio:
+            reached = math.floor(100 * self.largest_ratio) / 100  # rounded down: whoever asks for it gets it
             raise InputError(
-                f"A target ratio of {target_ratio:g} cannot be reached: this detector reaches up to "
-                f"{math.floor(100 * self.largest_ratio) / 100:.2f} with the given choices; lower --target-ratio (target_ratio)."
+                f"A target ratio of {target_ratio:g} cannot be reached: this detector reaches up to {reached:.2f} with "
+                "the given choices; lower --target-ratio (target_ratio)."
             )
         # sizes are whole bytes: the slack only undoes the division's rounding
         self.limit: float = np.inf if target_ratio is None else teacher_bytes / target_ratio - fixed_bytes + 1e-6

@@ -1,7 +1,7 @@
 """The Gymnasium environment: one step quantizes and prunes one layer, repairs it by distillation and is rewarded."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -101,7 +101,7 @@ class HSQEnv(gym.Env[Observation, Any]):
     - v0: first version
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         outcome = self._record(executed, accuracy, diverged=not finite or math.isnan(accuracy))
         terms = reward_terms(self.reward, outcome, self.beta)
         info = {
-            "executed_action": self.actions.encode(executed),
+            "executed_action": action if self.actions.decode(action) == executed else self.actions.encode(executed),
             "reward_terms": terms,
             "accuracy": outcome.accuracy,
             "diverged": outcome.diverged,

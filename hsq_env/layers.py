@@ -79,10 +79,12 @@ class CompressedLayer(nn.Module):
         scale: Tensor,
     ) -> None:
         """Take the codes (as ``weight``'s shape, int8), mask and scales of a file; ``bias`` must be set before."""
-        self.choice, self.activations, self.codes, self.mask, self._call = choice, activations, codes, mask, 0
+        device = self.weight.device
+        self.choice, self.activations, self._call = choice, activations, 0
+        self.codes, self.mask = codes.to(device), None if mask is None else mask.to(device)
         self.base_scale.copy_(scale)
         self.scale_factor.fill_(1.0)
-        self._set_stored(dequantize(codes, scale, weight_levels(choice)))
+        self._set_stored(dequantize(self.codes, scale.to(device), weight_levels(choice)))
         assert self._stored_weight is not None
         self.weight.copy_(self._stored_weight)
 
@@ -135,7 +137,7 @@ class CompressedConv2d(CompressedLayer, nn.Conv2d):
         return self._conv_forward(self.quantized_input(x), *self.weight_and_bias())
 
 
-class CompressedLinear(CompressedLayer, nn.Linear):
+class CompressedLinear(CompressedLayer, nn.Linear):  # type: ignore[misc]  # torch: its bias is never None
     """A linear layer that can carry a choice."""
 
     def forward(self, x: Tensor) -> Tensor:

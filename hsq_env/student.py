@@ -140,7 +140,7 @@ class Student:
         self.activation_bits, self.pattern = activation_bits, pattern
         self.model = make_compressible(copy.deepcopy(task.teacher))
         modules = dict(self.model.named_modules())
-        self.layers: list[CompressedLayer] = [modules[info.name] for info in infos]  # type: ignore[misc]
+        self.layers: list[CompressedLayer] = [modules[info.name] for info in infos]
         self.stages: Sequence[Stage] = task.stages(self.model)
         self._block_stages = _stages_by_block(self.stages)
         self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}

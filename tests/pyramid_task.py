@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from tiny_task import TinyBatch, TinyStage
+from tiny_task import Distilled, TinyBatch, TinyStage
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from hsq_env.task import Distilled
 
 LEVELS = 3
 

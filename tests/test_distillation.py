@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit, log_softmax
-from tiny_task import TinyTask
+from tiny_task import Distilled, TinyTask
 from torch import Tensor
 
 from hsq_env.distillation.akd import (
@@ -18,7 +18,6 @@ from hsq_env.distillation.akd import (
     teacher_confidence,
 )
 from hsq_env.finetuning import akd_loss
-from hsq_env.task import Distilled
 
 
 def draw(seed: int, *shape: int) -> Tensor:

@@ -123,6 +123,7 @@ def test_the_same_actions_give_the_same_episode(tiny: TinyTask, env: HSQEnv) -> 
     assert same(episode(HSQEnv(tiny), ACTIONS), first)
 
 
+@pytest.mark.slow
 def test_a_subprocess_gives_the_same_episode(env: HSQEnv) -> None:
     observations, rewards = episode(env, ACTIONS)
     done = python(
@@ -140,6 +141,16 @@ def test_a_subprocess_gives_the_same_episode(env: HSQEnv) -> None:
 def test_resuming_changes_nothing(tiny: TinyTask, scope: str) -> None:
     kept, recomputed = (HSQEnv(tiny, finetune_scope=scope, resume=resume) for resume in (True, False))
     assert same(episode(kept, ACTIONS), episode(recomputed, ACTIONS))
+
+
+def test_bfloat16_repeats_itself_too(tiny: TinyTask, env: HSQEnv) -> None:
+    half = HSQEnv(tiny, bfloat16=True)
+    first = episode(half, ACTIONS)
+    assert same(episode(half, ACTIONS), first)
+    half.reset()
+    half.step(3)
+    env.step(3)
+    assert not torch.equal(half.student.layers[0].weight, env.student.layers[0].weight)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 7])

@@ -174,6 +174,20 @@ def test_equal_students_learn_alike(tiny: TinyTask, infos: tuple[LayerInfo, ...]
     assert torch.equal(*made)
 
 
+def test_bfloat16_learns_nearly_the_same_in_float32_weights(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    plan = Plan(tuple(i.name for i in infos), (Choice(4, 0.5),) * 7)
+    full, half = Student(tiny, infos), Student(tiny, infos)
+    for student in (full, half):
+        student.apply(plan)
+    start, before = whole_loss(full), parameters(full)
+    assert finetune_all(full, 30) and finetune_all(half, 30, bfloat16=True)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    assert student_logits(half).dtype == torch.float32
+    assert changed(half, before) == changed(full, before) and changed(half, parameters(full)) != set()
+    assert whole_loss(half) < 0.8 * start
+    assert whole_loss(half) == pytest.approx(whole_loss(full), rel=0.2)
+
+
 # ---- losses that are no numbers
 
 

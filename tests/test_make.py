@@ -100,6 +100,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 def test_a_worker_where_nothing_was_imported_makes_the_environment(tiny: TinyTask) -> None:
     done = python(WORKER)
     assert done.returncode == 0, done.stderr

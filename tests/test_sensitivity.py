@@ -67,12 +67,6 @@ def test_fewer_bits_hurt_more(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> N
     assert two > four > eight
 
 
-def test_layers_are_told_in_order(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
-    told: list[int] = []
-    measure_sensitivity(tiny, infos, SOME, on_layer=told.append)
-    assert told == list(range(7))
-
-
 def test_outputs_that_are_no_numbers_count_as_the_largest(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
     class Poisoned(TinyTask):
         def __init__(self) -> None:

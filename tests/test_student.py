@@ -1,6 +1,7 @@
 """The student: what is known of its layers, what it takes and what it gives back."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_shapes_and_work(infos: tuple[LayerInfo, ...], pyramid: PyramidTask) -> 
 
 
 def test_input_statistics_equal_numpy(pyramid: PyramidTask) -> None:
-    stem, neck, _ = trace_layers(pyramid)
+    stem, neck, head = trace_layers(pyramid)
     images = np.concatenate([batch.images.numpy() for batch in pyramid.calibration()]).astype(np.float64)
     assert stem.input_ranges == ((images.min(), images.max()),)
     assert stem.input_mean == pytest.approx(images.mean(), rel=1e-9)
@@ -57,6 +58,23 @@ def test_input_statistics_equal_numpy(pyramid: PyramidTask) -> None:
     top = max(x.max() for x in after)
     assert neck.input_ranges == tuple((0.0, float(top * np.float32(4) ** level)) for level in range(3))
     assert neck.input_zeros == pytest.approx(np.mean([(x == 0).mean() for x in after]))
+    maps = [_levels(pyramid, batch.images) for batch in pyramid.calibration()]
+    assert head.input_ranges == tuple(
+        (min(x.min() for x in m), max(x.max() for x in m)) for m in zip(*maps, strict=True)
+    )
+    assert len({low for low, _ in head.input_ranges}) == 3
+    everything = np.concatenate([x.ravel() for levels in maps for x in levels]).astype(np.float64)
+    assert head.input_mean == pytest.approx(everything.mean(), rel=1e-6)
+    assert head.input_std == pytest.approx(everything.std(), rel=1e-6)
+
+
+def _levels(task: PyramidTask, images: torch.Tensor) -> list[np.ndarray]:
+    """The head's three inputs."""
+    state: dict[str, Any] = {"images": images}
+    with torch.no_grad():
+        for stage in task.stages(task.teacher)[:2]:
+            state = stage.run(state)
+    return [x.numpy() for x in state["levels"]]
 
 
 def test_tracing_leaves_the_teacher_alone(pyramid: PyramidTask) -> None:

@@ -1,0 +1,104 @@
+"""Callbacks: episodes are recorded as they were, and training stops where it should."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_task import TinyTask
+
+from agents.algorithms import make_agent
+from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
+from hsq_env.choices import Choice, Plan
+from hsq_env.env import HSQEnv
+
+
+@pytest.fixture
+def agent(tiny: TinyTask) -> Any:
+    return make_agent("dqn", HSQEnv(tiny, target_ratio=6.0), seed=0)
+
+
+def test_an_episode_in_json() -> None:
+    plan = Plan(("a", "b"), (Choice(2, 0.75), Choice(8)))
+    episode = Episode("dqn", plan, total_reward=1.5, accuracy=0.9, ratio=8.0, seconds=2.5)
+    assert json.loads(json.dumps(episode.to_json())) == {
+        "source": "dqn",
+        "total_reward": 1.5,
+        "accuracy": 0.9,
+        "ratio": 8.0,
+        "seconds": 2.5,
+        "choices": [[2, 0.75], [8, 0.0]],
+    }
+
+
+def test_episodes_are_recorded_and_counted(tiny: TinyTask, agent: Any) -> None:
+    episodes: list[Episode] = []
+    infos: list[dict[str, Any]] = []
+    agent.learn(1000, callback=EpisodeRecorder("dqn", episodes.append, episodes=3, on_progress=infos.append))
+    assert agent.num_timesteps == len(infos) == 21
+    assert [episode.source for episode in episodes] == ["dqn"] * 3
+    for number, episode in enumerate(episodes):
+        steps = infos[7 * number : 7 * number + 7]
+        again = HSQEnv(tiny, target_ratio=6.0)
+        again.reset()
+        rewards = [again.step(info["executed_action"])[1] for info in steps]
+        assert episode.plan == again.plan() == steps[-1]["plan"]
+        assert episode.total_reward == pytest.approx(sum(rewards), abs=1e-5)  # SB3 hands rewards on in float32
+        assert (episode.accuracy, episode.ratio) == (steps[-1]["accuracy"], again.ratio)
+        assert episode.seconds >= 0
+
+
+def test_a_passed_deadline_stops_after_a_step(agent: Any) -> None:
+    episodes: list[Episode] = []
+    agent.learn(1000, callback=EpisodeRecorder("dqn", episodes.append, deadline=time.monotonic()))
+    assert agent.num_timesteps == 1 and episodes == []
+
+
+def test_without_limits_training_goes_on(agent: Any) -> None:
+    episodes: list[Episode] = []
+    agent.learn(15, callback=EpisodeRecorder("dqn", episodes.append))
+    assert agent.num_timesteps == 15 and len(episodes) == 2
+
+
+def seed(agent: Any, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        one, other = (np.r_[rng.random(38), np.ones(12)].astype(np.float32)[None] for _ in range(2))
+        agent.replay_buffer.add(one, other, np.array([1]), np.array([0.5]), np.array([False]), [{}])
+
+
+@pytest.mark.parametrize(("seeded", "updates"), [(20, 11), (0, 0)])
+def test_a_seeded_replay_is_learned_from_first(agent: Any, seeded: int, updates: int) -> None:
+    seed(agent, seeded)
+    seen: list[int] = []
+
+    class First(PretrainOnReplay):
+        def _on_rollout_start(self) -> None:
+            seen.append(agent._n_updates)
+
+    agent.learn(2, callback=First(gradient_steps=11))
+    assert seen[0] == updates
+
+
+def test_a_dqn_starts_from_the_seeds(tiny: TinyTask) -> None:
+    """Its first greedy episode takes the actions that the seeds took."""
+    env = HSQEnv(tiny, target_ratio=6.0)
+    agent: Any = make_agent("dqn", env, seed=0)
+    actions = [8, 5, 4, 6, 4, 9, 1]
+    observation, _ = env.reset()
+    for action in actions:
+        following, reward, done, _, info = env.step(action)
+        row = (observation[None], following[None], np.array([info["executed_action"]]), np.array([reward]))
+        agent.replay_buffer.add(*row, np.array([done]), [info])
+        observation = following
+    assert env.plan().choices == tuple(env.choices[action] for action in actions)
+
+    class Greedy(PretrainOnReplay):
+        def _on_rollout_start(self) -> None:
+            seen = agent.replay_buffer.observations[:7, 0]
+            found.append(agent.predict(seen, deterministic=True)[0].tolist())
+
+    found: list[list[int]] = []
+    agent.learn(1, callback=Greedy())
+    assert found[0] == actions

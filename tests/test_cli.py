@@ -1,0 +1,376 @@
+"""The ``hsq`` command: what it does, and one sentence for whatever is wrong."""
+
+import copy
+import errno
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_plan
+from tiny_task import TinyTask
+
+import agents.explore
+import agents.report
+import detectors.task
+from agents.callbacks import EpisodeRecorder
+from agents.cli import main
+from detectors.coco import load_folder
+from detectors.errors import InputError
+from detectors.shapes import CLASS_NAMES
+from detectors.task import DetectionTask
+from detectors.teacher import DetectorSpec, freeze, teacher_bytes
+from hsq_env.choices import Plan
+from hsq_env.file import read_header, save_hsq
+from hsq_env.student import Student, evaluate, trace_layers
+
+Captured = pytest.CaptureFixture[str]
+SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
+
+
+@pytest.fixture(scope="module")
+def detector() -> torch.nn.Module:
+    """Quarter width, random weights, sure enough of everything to give detections."""
+    torch.manual_seed(0)
+    model = SPEC.build_folded()
+    with torch.no_grad():
+        model.head.classification_head.cls_logits.bias.zero_()
+    return freeze(model)
+
+
+@pytest.fixture(scope="module")
+def teacher(detector: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher file. Not to be changed."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    path.write_bytes(teacher_bytes(detector, SPEC))
+    return path
+
+
+@pytest.fixture(scope="module")
+def student(detector: Any, shapes_folder: Path) -> Student:
+    """A compressed detector. Not to be changed."""
+    splits = load_folder(shapes_folder, SPEC.classes, SPEC.min_size, SPEC.max_size)
+    task = DetectionTask("shapes", detector, SPEC, splits, search_images=None, calibration_images=2, pool_images=2)
+    infos = trace_layers(task)
+    made = Student(task, infos)
+    made.apply(random_plan(infos, 0))
+    return made
+
+
+@pytest.fixture
+def file(student: Student, tmp_path: Path) -> Path:
+    """``model.hsq`` of a detector."""
+    save_hsq(student, tmp_path / "model.hsq")
+    return tmp_path / "model.hsq"
+
+
+@pytest.fixture
+def on_tiny(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """``hsq search`` runs on the tiny task; what the command asked for."""
+    asked: dict[str, Any] = {}
+
+    def tiny_task(dataset: Any, detector: Any, teacher: Any, **settings: Any) -> TinyTask:
+        asked.update(settings, dataset=dataset, detector=detector, teacher=teacher)
+        task = copy.copy(tiny)
+        task.spec = SimpleNamespace(detector="tinynet")  # type: ignore[attr-defined]
+        return task
+
+    monkeypatch.setattr(detectors.task, "detection_task", tiny_task)
+    return asked
+
+
+def fails(capsys: Captured, *arguments: str, code: int = 2) -> str:
+    """The one line on standard error with which the command ends."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert end.value.code == code
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("hsq: ")]
+    assert "Traceback" not in captured.err + captured.out
+    assert captured.err.endswith(line + "\n")
+    return line
+
+
+# ---- what works
+
+
+def test_search(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "run"
+    flags = [
+        "--episodes",
+        "1",
+        "--target-ratio",
+        "6",
+        "--seed",
+        "4",
+        "--finetune-steps",
+        "2",
+        "--search-images",
+        "32",
+        "--finalists",
+        "1",
+    ]
+    main(["search", "--out", str(out), *flags])
+    result = json.loads((out / "result.json").read_text())
+    assert (result["seed"], result["episodes"], result["detector"]) == (4, 1, "tinynet")
+    assert result["methods"]["hsq"]["ratio"] >= 6
+    assert (on_tiny["dataset"], on_tiny["search_images"], on_tiny["seed"]) == ("shapes", 32, 4)
+    text = capsys.readouterr().out
+    assert f"{result['methods']['hsq']['bytes']:,}" in text and f"Written to {out}." in text
+
+
+def test_search_passes_its_flags_on(on_tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def record(task: Any, out: Path, **settings: Any) -> dict[str, Any]:
+        given.update(settings, out=out)
+        raise InputError("enough")
+
+    monkeypatch.setattr("agents.search.search", record)
+    flags = "--algo sac --episodes 7 --time-budget 60 --target-ratio 9.5 --reward size --alpha 0.1 --beta 0.9"
+    more = "--activation-bits 4 --sparsity-pattern n:m --dataset photos --teacher t.safetensors --detector d"
+    with pytest.raises(SystemExit):
+        main(["search", "--out", str(tmp_path / "run"), *flags.split(), *more.split()])
+    expected = {"algo": "sac", "episodes": 7, "time_budget": 60.0, "target_ratio": 9.5, "reward": "size"}
+    expected |= {"alpha": 0.1, "beta": 0.9, "activation_bits": 4, "sparsity_pattern": "n:m"}
+    assert {name: given[name] for name in expected} == expected
+    assert (on_tiny["dataset"], on_tiny["teacher"], on_tiny["detector"]) == ("photos", Path("t.safetensors"), "d")
+
+
+def certainty(split: Any, batches: Any, detections: Any) -> float:
+    """In place of mAP, which is 0 for random weights: a figure that every detection changes."""
+    scores = torch.cat([detection["scores"] for batch in detections for detection in batch])
+    return float(scores.double().mean()) + len(scores)
+
+
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_evaluate(
+    student: Student, file: Path, shapes_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    monkeypatch.setattr(detectors.task, "detections_map", certainty)
+    main(["evaluate", str(file), "--dataset", str(shapes_folder), "--split", split, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    expected = evaluate(student.task, student.stages, split)
+    assert expected > 10
+    assert found == {
+        "file": str(file),
+        "dataset": str(shapes_folder),
+        "split": split,
+        "map": expected,
+        "bytes": file.stat().st_size,
+    }
+
+
+def test_evaluate_knows_the_ratio_beside_a_teacher(
+    file: Path, teacher: Path, shapes_folder: Path, capsys: Captured
+) -> None:
+    (file.parent / "teacher.safetensors").write_bytes(teacher.read_bytes())
+    main(["evaluate", str(file), "--dataset", str(shapes_folder), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["ratio"] == teacher.stat().st_size / file.stat().st_size
+
+
+def test_info(student: Student, file: Path, capsys: Captured) -> None:
+    main(["info", str(file), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert Plan.from_json(found) == student.plan() and len(found["layers"]) == 72
+    assert found["model"]["detector"] == "fcos_resnet50_quarter"
+
+
+def test_shapes(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "shapes"
+    main(["shapes", "--out", str(out), "--train", "1", "--val", "1", "--test", "2"])
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert {path.name for path in out.iterdir()} == {"annotations", "train", "val", "test"}
+    assert len(list((out / "test").iterdir())) == 2
+    assert str(out) in fails(capsys, "shapes", "--out", str(out))
+
+
+def test_teacher(shapes_folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def record(splits: Any, spec: DetectorSpec, out: Path, **settings: Any) -> dict[str, Any]:
+        given.update(settings, spec=spec, out=out, train=len(splits["train"]))
+        return {"map": 0.5, "epoch": 3, "seconds": 9.0}
+
+    monkeypatch.setattr(agents.report, "train_teacher", record)
+    out = tmp_path / "t.safetensors"
+    flags = [
+        "--image-size",
+        "160",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "4",
+        "--learning-rate",
+        "5e-4",
+        "--vertical-flip",
+        "--seed",
+        "2",
+    ]
+    main(["teacher", "--dataset", str(shapes_folder), "--out", str(out), *flags])
+    spec = given["spec"]
+    assert (spec.detector, spec.classes, spec.level_scale) == ("fcos_resnet50", CLASS_NAMES, 0.25)
+    assert (spec.min_size, spec.max_size) == (160, 267)
+    settings = {"epochs": 3, "batch_size": 4, "learning_rate": 5e-4, "vertical_flip": True, "seed": 2, "train": 8}
+    assert {name: given[name] for name in settings} == settings
+    assert capsys.readouterr().out == f"wrote {out}: mAP 0.5000 on the search split at epoch 3, 9 s\n"
+
+
+# ---- bad input
+
+
+def test_a_missing_dataset(teacher: Path, tmp_path: Path, capsys: Captured) -> None:
+    nowhere, out = tmp_path / "nowhere", tmp_path / "run"
+    flags = ["--dataset", str(nowhere), "--teacher", str(teacher), "--out", str(out)]
+    assert str(nowhere) in fails(capsys, "search", *flags)
+    assert not out.exists()
+
+
+def test_a_dataset_without_a_teacher(shapes_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    line = fails(capsys, "search", "--dataset", str(shapes_folder), "--out", str(tmp_path / "run"))
+    assert "needs a teacher" in line and "hsq teacher" in line
+
+
+def test_a_missing_teacher(shapes_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    missing = tmp_path / "t.safetensors"
+    flags = ["--dataset", str(shapes_folder), "--teacher", str(missing), "--out", str(tmp_path / "run")]
+    assert f"no teacher file {missing}" in fails(capsys, "search", *flags)
+
+
+def test_a_teacher_of_other_classes(detector: Any, shapes_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "t.safetensors"
+    names = tuple(f"thing {i}" for i in range(len(CLASS_NAMES)))
+    spec = DetectorSpec(SPEC.detector, names, SPEC.level_scale, SPEC.min_size, SPEC.max_size)
+    path.write_bytes(teacher_bytes(detector, spec))
+    flags = ["--dataset", str(shapes_folder), "--teacher", str(path), "--out", str(tmp_path / "run")]
+    assert "categories that the teacher does not know" in fails(capsys, "search", *flags)
+
+
+def test_a_teacher_of_another_kind(teacher: Path, shapes_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    flags = ["--dataset", str(shapes_folder), "--teacher", str(teacher), "--out", str(tmp_path / "run")]
+    assert "is a fcos_resnet50_quarter, not a fcos_resnet50" in fails(
+        capsys, "search", *flags, "--detector", "fcos_resnet50"
+    )
+
+
+@pytest.mark.parametrize("command", ["info", "evaluate"])
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_truncated_file(file: Path, capsys: Captured, command: str, kept: int) -> None:
+    file.write_bytes(file.read_bytes()[:kept])
+    assert f"{file} is not a complete .hsq file" in fails(capsys, command, str(file))
+
+
+@pytest.mark.parametrize("command", ["info", "evaluate"])
+def test_a_foreign_file(teacher: Path, capsys: Captured, command: str) -> None:
+    assert f"{teacher} is a safetensors file but not a .hsq file" in fails(capsys, command, str(teacher))
+
+
+def test_a_file_of_a_model_that_is_no_detector(tiny: TinyTask, tmp_path: Path, capsys: Captured) -> None:
+    student = Student(tiny, trace_layers(tiny))
+    save_hsq(student, tmp_path / "tiny.hsq")
+    assert "a model that this command cannot build" in fails(capsys, "evaluate", str(tmp_path / "tiny.hsq"))
+
+
+def test_an_impossible_ratio(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured) -> None:
+    line = fails(capsys, "search", "--out", str(tmp_path / "run"), "--target-ratio", "50")
+    assert "target ratio of 50 cannot be reached" in line and "up to 12." in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_folder(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    assert f"{tmp_path} already holds something" in fails(capsys, "search", "--out", str(tmp_path))
+    assert (tmp_path / "result.json").read_text() == "{}"
+
+
+def test_an_unknown_agent(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured) -> None:
+    assert "Unknown agent 'best'" in fails(capsys, "search", "--out", str(tmp_path / "run"), "--algo", "best")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_or_command(tmp_path: Path, capsys: Captured) -> None:
+    for arguments in (["search", "--out", str(tmp_path / "run"), "--target", "8"], ["serch"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+# ---- a full disk, and Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "choose another place")]
+)
+def test_a_disk_that_takes_nothing(
+    on_tiny: dict[str, Any],
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    remedy: str,
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    line = fails(capsys, "search", "--out", str(tmp_path / "run"), "--target-ratio", "6")
+    assert os.strerror(number) in line and remedy in line
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_disk_that_fills_up_later(
+    on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fsync, calls = tmp_path / "run", os.fsync, 0
+
+    def full_after_three(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_three)
+    flags = ["--target-ratio", "6", "--episodes", "0", "--finetune-steps", "0"]
+    fails(capsys, "search", "--out", str(out), *flags)
+    assert read_header(out / "model.hsq").plan() == Plan.read(out / "plan.json")  # whole, and nothing half-written
+    assert not [path for path in out.rglob("*") if "partial" in path.name or path.name == "result.json"]
+
+
+def test_another_os_error_is_not_hidden(
+    on_tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        main(["search", "--out", str(tmp_path / "run"), "--target-ratio", "6"])
+
+
+def test_an_interrupted_search(
+    on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(EpisodeRecorder):
+        def _on_step(self) -> bool:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(agents.explore, "EpisodeRecorder", Interrupted)
+    out = tmp_path / "run"
+    line = fails(capsys, "search", "--out", str(out), "--target-ratio", "6", code=130)
+    assert f"{out} holds the best plan so far" in line
+    assert read_header(out / "model.hsq").plan() == Plan.read(out / "plan.json")
+
+
+def test_an_interrupted_command(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agents.report, "print_info", stop)
+    assert fails(capsys, "info", "model.hsq", code=130) == "hsq: Interrupted."

@@ -1,0 +1,179 @@
+"""A real detector in the environment: a few steps on a few images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import outputs, random_plan
+from torch import Tensor
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.image_list import ImageList
+
+from detectors.coco import CocoSplit, load_folder
+from detectors.errors import InputError
+from detectors.shapes import CLASS_NAMES
+from detectors.task import DetectionTask, detection_task
+from detectors.teacher import DetectorSpec, freeze, load_teacher, teacher_bytes
+from hsq_env.env import HSQEnv
+from hsq_env.file import load_hsq, save_hsq
+from hsq_env.student import Student, trace_layers
+
+SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
+ACTIONS = [8, 2, 6, 1, 11]
+
+
+class Sure(DetectionTask):
+    """Random weights have an mAP of 0: here the figure that counts is how sure the detections are."""
+
+    def metric(self, predictions: Any, split: str) -> float:
+        """The mean score, which every detection changes."""
+        return float(torch.cat([d["scores"] for batch in predictions for d in batch]).double().mean())
+
+
+def random_detector() -> FCOS:
+    torch.manual_seed(0)
+    model = SPEC.build_folded()
+    with torch.no_grad():
+        model.head.classification_head.cls_logits.bias.zero_()  # else no score passes the threshold
+    freeze(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def splits(shapes_folder: Path) -> dict[str, CocoSplit]:
+    return load_folder(shapes_folder, SPEC.classes, SPEC.min_size, SPEC.max_size)
+
+
+@pytest.fixture(scope="module")
+def task(splits: dict[str, CocoSplit]) -> Sure:
+    return Sure("shapes", random_detector(), SPEC, splits, calibration_images=2, pool_images=4, batch_size=2)
+
+
+def detections(task: DetectionTask, model: torch.nn.Module, split: str) -> Iterator[dict[str, Tensor]]:
+    for batch in task.evaluation(split):
+        yield from task.predictions(outputs(task, model, batch.images), batch)
+
+
+# ---- the task itself
+
+
+def test_splits_and_batches(task: Sure) -> None:
+    assert [len(batch.image_ids) for batch in task.finetuning()] == [2, 2]
+    assert [len(batch.image_ids) for batch in task.calibration()] == [2]
+    assert [batch.image_ids for batch in task.evaluation("test")] == [(1, 2), (3, 4)]
+    assert task.evaluation("search") is task.evaluation("search")
+    assert not torch.equal(task.evaluation("search")[0].images, task.evaluation("test")[0].images)
+
+
+def test_fewer_images_are_the_first(splits: dict[str, CocoSplit]) -> None:
+    task = DetectionTask("shapes", random_detector(), SPEC, splits, search_images=3, test_images=2)
+    assert [batch.image_ids for batch in task.evaluation("search")] == [(1, 2, 3)]
+    assert [batch.image_ids for batch in task.evaluation("test")] == [(1, 2)]
+
+
+def test_long_fine_tuning_follows_the_seed(task: Sure, splits: dict[str, CocoSplit]) -> None:
+    same = DetectionTask("shapes", task.teacher, SPEC, splits, batch_size=2)
+    other = DetectionTask("shapes", task.teacher, SPEC, splits, batch_size=2, seed=1)
+    first = task.long_finetuning(5)
+    assert torch.equal(first.images, same.long_finetuning(5).images)
+    assert first.image_ids != other.long_finetuning(5).image_ids
+    assert {task.long_finetuning(step).image_ids for step in range(5)} != {first.image_ids}
+
+
+def test_the_task_loss_is_torchvisions(task: Sure) -> None:
+    """The model in training mode sums the same three losses from images of its own resizing."""
+    (batch, _) = task.evaluation("test")
+    state = outputs(task, task.teacher, batch.images)
+    features = list(task.teacher.backbone(batch.images).values())
+    heads = task.teacher.head(features)
+    anchors = task.teacher.anchor_generator(ImageList(batch.images, list(batch.image_sizes)), features)
+    per_level = [f.shape[2] * f.shape[3] for f in features]
+    losses = task.teacher.compute_loss(list(batch.targets), heads, anchors, per_level)
+    assert task.task_loss(state, batch).item() == pytest.approx(sum(x.item() for x in losses.values()), rel=1e-6)
+
+
+def test_what_is_distilled(task: Sure) -> None:
+    (batch, _) = task.evaluation("test")
+    found = task.distilled(outputs(task, task.teacher, batch.images))
+    kinds = ["logits", "boxes", "centerness", *["features"] * 5]
+    assert [item.kind for item in found] == kinds
+    assert [item.name for item in found[3:]] == ["p3", "p4", "p5", "p6", "p7"]
+    locations = sum(item.tensor.shape[2] * item.tensor.shape[3] for item in found[3:])
+    widths = (len(CLASS_NAMES), 4, 1)
+    assert [item.tensor.shape for item in found[:3]] == [(2, locations, width) for width in widths]
+    assert (found[1].tensor >= 0).all()
+
+
+def test_the_layers_of_a_detector(task: Sure) -> None:
+    infos = trace_layers(task)
+    assert len(infos) == 72
+    calls = {info.name: info.calls for info in infos}
+    assert {n for name, n in calls.items() if name.startswith("head.")} == {5}  # once per pyramid level
+    assert {n for name, n in calls.items() if name.startswith("backbone.")} == {1}
+    assert infos[0].name == "backbone.body.conv1" and infos[0].shape == (16, 3, 7, 7)
+
+
+def test_an_empty_split_is_refused(splits: dict[str, CocoSplit]) -> None:
+    empty = {**splits, "search": splits["search"].first(0)}
+    with pytest.raises(InputError, match="The search split of 'shapes' has no images"):
+        DetectionTask("shapes", random_detector(), SPEC, empty)
+
+
+def test_a_task_from_files(shapes_folder: Path, tmp_path: Path) -> None:
+    path, model = tmp_path / "teacher.safetensors", random_detector()
+    path.write_bytes(teacher_bytes(model, SPEC))
+    task = detection_task(shapes_folder, SPEC.detector, path, search_images=2)
+    assert (task.name, task.spec) == (str(shapes_folder), SPEC)
+    again = tmp_path / "again.safetensors"
+    again.write_bytes(task.teacher_file())  # safetensors orders its metadata anew each time
+    assert again.stat().st_size == path.stat().st_size
+    weights, expected = (load_teacher(p)[0].state_dict() for p in (again, path))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert [len(batch.image_ids) for batch in task.evaluation("search")] == [2]
+    with pytest.raises(InputError, match=r"is a fcos_resnet50_quarter, not a fcos_resnet50: drop --detector"):
+        detection_task(shapes_folder, "fcos_resnet50", path)
+
+
+# ---- in the environment
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+def test_a_reloaded_file_gives_bit_identical_detections(task: Sure, tmp_path: Path, pattern: str) -> None:
+    infos = trace_layers(task)
+    student = Student(task, infos, pattern=pattern)
+    student.apply(random_plan(infos, 1))
+    save_hsq(student, tmp_path / "model.hsq")
+    torch.manual_seed(1)
+    model = SPEC.build_folded()
+    freeze(model)
+    assert load_hsq(tmp_path / "model.hsq", model).plan() == student.plan()
+    model.to(task.device)
+    for split in ("search", "test"):
+        pairs = list(zip(detections(task, model, split), detections(task, student.model, split), strict=True))
+        assert len(pairs) == 4
+        for found, expected in pairs:
+            assert len(expected["scores"]) > 0
+            assert all(torch.equal(found[name], expected[name]) for name in ("boxes", "scores", "labels"))
+
+
+@pytest.mark.slow
+def test_steps_with_and_without_kept_states(task: Sure) -> None:
+    """The first five layers are the stem and the first bottleneck with its shortcut."""
+    sensitivities = np.zeros((72, 12))
+    kept, recomputed = (HSQEnv(task, resume=resume, sensitivities=sensitivities) for resume in (True, False))
+    for env in (kept, recomputed):
+        observation, info = env.reset()
+        assert info["layer"] == "backbone.body.conv1" and env.observation_space.contains(observation)
+    accuracies = []
+    for layer, action in enumerate(ACTIONS):
+        (one, reward, ended, _, info), (other, same, _, _, told) = kept.step(action), recomputed.step(action)
+        assert reward == same and np.array_equal(one, other) and info["accuracy"] == told["accuracy"]
+        assert kept.index == layer + 1 and not ended and not info["diverged"]
+        accuracies.append(info["accuracy"])
+    assert len(set(accuracies)) == len(ACTIONS)
+    assert [layer.choice for layer in kept.student.layers[:5]] == [kept.choices[action] for action in ACTIONS]
+    kept.reset()
+    assert [kept.step(action)[4]["accuracy"] for action in ACTIONS[:2]] == accuracies[:2]

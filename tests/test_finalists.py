@@ -1,0 +1,120 @@
+"""Long fine-tuning, the choice on the search split, and the figures of the table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_plan, student_logits
+from test_finetuning import BadLoss
+from tiny_task import TinyNet, TinyTask
+from torch import Tensor
+
+from agents.callbacks import Episode
+from agents.finalists import choose, finetuned_student, measure
+from agents.run_folder import RunFolder
+from hsq_env.choices import Choice, Plan
+from hsq_env.env import HSQEnv
+from hsq_env.file import load_hsq
+from hsq_env.finetuning import finetune_all
+from hsq_env.student import Student, evaluate
+
+
+def nothing(message: str) -> None:
+    """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def env(tiny: TinyTask) -> HSQEnv:
+    return HSQEnv(tiny, sparsity_pattern="n:m", activation_bits=6)
+
+
+def episode(plan: Plan, source: str = "dqn") -> Episode:
+    return Episode(source, plan, 1.0, 0.9, 6.0, 1.0)
+
+
+def uniform(env: HSQEnv, choice: Choice) -> Plan:
+    return Plan(tuple(info.name for info in env.layers), (choice,) * len(env.layers))
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_a_fine_tuned_student_starts_from_the_teacher(tiny: TinyTask, env: HSQEnv, steps: int) -> None:
+    plan = random_plan(env.layers, 0)
+    expected = Student(tiny, env.layers, 6, "n:m")
+    expected.apply(plan)
+    if steps:
+        finetune_all(expected, steps)
+    assert torch.equal(student_logits(finetuned_student(env, plan, steps, "")), student_logits(expected))
+
+
+def test_a_diverged_student_falls_back_to_the_plan_alone(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny)
+    env.task = BadLoss(tiny, 2)
+    plan = random_plan(env.layers, 1)
+    expected = Student(tiny, env.layers)
+    expected.apply(plan)
+    assert torch.equal(student_logits(finetuned_student(env, plan, 9, "")), student_logits(expected))
+
+
+def test_the_best_on_the_search_split_wins(tiny: TinyTask, env: HSQEnv) -> None:
+    plans = [uniform(env, c) for c in (Choice(2, 0.75), Choice(8), Choice(2, 0.5))]
+    winner, student, rows = choose(env, [episode(p, f"plan {i}") for i, p in enumerate(plans)], 0, nothing)
+    scores = [evaluate(tiny, finetuned_student(env, plan, 0, "").stages, "search") for plan in plans]
+    assert max(scores) == scores[1] > scores[2]
+    assert winner.plan == student.plan() == plans[1]
+    assert rows == [
+        {"source": f"plan {i}", "accuracy": 0.9, "finetuned_search_map": score} for i, score in enumerate(scores)
+    ]
+
+
+def test_among_equals_the_first_wins(env: HSQEnv) -> None:
+    plan = uniform(env, Choice(8))
+    winner, _, _ = choose(env, [episode(plan, "first"), episode(plan, "second")], 0, nothing)
+    assert winner.source == "first"
+
+
+def test_figures_are_those_of_the_files(tiny: TinyTask, env: HSQEnv, tmp_path: Path) -> None:
+    student = finetuned_student(env, random_plan(env.layers, 2), 4, "")
+    methods = measure(env, RunFolder(tmp_path), student, len(tiny.teacher_file()), 4, nothing)
+    assert list(methods) == ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
+    maps = []
+    for name, row in methods.items():
+        path = tmp_path / ("model.hsq" if name == "hsq" else f"baselines/{name}.hsq")
+        model = TinyNet().requires_grad_(False)
+        plan = load_hsq(path, model).plan()
+        maps.append(evaluate(tiny, tiny.stages(model), "test"))
+        assert row == {
+            "map": maps[-1],
+            "bytes": path.stat().st_size,
+            "ratio": len(tiny.teacher_file()) / path.stat().st_size,
+        }
+        if name != "hsq":
+            assert plan == uniform(env, Choice(int(name[7]), 0.0))
+    assert load_hsq(tmp_path / "model.hsq", TinyNet()).plan() == random_plan(env.layers, 2)
+
+
+def test_both_sides_get_the_same_fine_tuning(tiny: TinyTask, tmp_path: Path) -> None:
+    counted: list[int] = []
+
+    class Counting(TinyTask):
+        def __init__(self) -> None:
+            self.__dict__.update(tiny.__dict__)
+
+        def long_finetuning(self, step: int) -> Any:
+            counted.append(step)
+            return super().long_finetuning(step)
+
+        def task_loss(self, outputs: dict[str, Any], batch: Any) -> Tensor:
+            return super().task_loss(outputs, batch)
+
+    env = HSQEnv(tiny)
+    env.task = Counting()
+    _, student, _ = choose(env, [episode(uniform(env, Choice(4)))], 3, nothing)
+    assert counted == [0, 1, 2]
+    measure(env, RunFolder(tmp_path), student, 1, 3, nothing)
+    assert counted == [0, 1, 2] * 3
+    fine = [TinyNet(), TinyNet()]
+    load_hsq(tmp_path / "model.hsq", fine[0])
+    load_hsq(tmp_path / "baselines" / "uniform4_finetuned.hsq", fine[1])
+    images = tiny.evaluation("test")[0].images
+    assert torch.equal(fine[0](images), fine[1](images))  # the same plan, so the same student

@@ -1,0 +1,101 @@
+"""What the commands print."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_task import TinyTask
+
+from agents.report import level_scale_for, print_evaluation, print_info, print_table
+from detectors.errors import InputError
+from hsq_env.choices import Choice, Plan
+from hsq_env.file import save_hsq
+from hsq_env.student import LayerInfo, Student
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are not cut off."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def cells(text: str) -> list[list[str]]:
+    """The words of each row, without the table's frame."""
+    return [[cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]] for line in text.splitlines()]
+
+
+def test_the_table_of_a_search(capsys: Captured) -> None:
+    result = {
+        "dataset": "shapes",
+        "split": "test",
+        "episodes": 5,
+        "seconds": 61.4,
+        "teacher": {"map": 0.7, "bytes": 8_000_000},
+        "methods": {
+            "uniform8": {"map": 0.69, "bytes": 2_000_000, "ratio": 4.0},
+            "hsq": {"map": 0.701, "bytes": 1_000_000, "ratio": 8.0, "source": "dqn"},
+        },
+    }
+    print_table(result, Path("runs/one"))
+    text = capsys.readouterr().out
+    assert "shapes, test split" in text
+    rows = cells(text)
+    assert ["method", "mAP", "points lost", "bytes", "ratio"] in rows
+    assert ["teacher, FP32", "0.7000", "", "8,000,000", "1.00x"] in rows
+    assert ["uniform 8 bit", "0.6900", "1.00", "2,000,000", "4.00x"] in rows
+    assert ["HSQ", "0.7010", "-0.10", "1,000,000", "8.00x"] in rows
+    assert "The plan is from dqn; 5 episodes, 61 s. Written to runs/one." in text
+
+
+def test_an_evaluation(capsys: Captured) -> None:
+    result = {"file": "a.hsq", "dataset": "shapes", "split": "test", "map": 0.12345, "bytes": 1234}
+    print_evaluation(result, as_json=False)
+    print_evaluation({**result, "ratio": 8.0}, as_json=False)
+    print_evaluation(result, as_json=True)
+    plain, with_ratio, as_json = capsys.readouterr().out.splitlines()
+    assert plain == "a.hsq: mAP 0.1235 on shapes (test), 1,234 bytes"
+    assert with_ratio == f"{plain}, 8.00x"
+    assert json.loads(as_json) == result
+
+
+def test_a_plan(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path, capsys: Captured) -> None:
+    student, path = Student(tiny, infos), tmp_path / "model.hsq"
+    plan = Plan(tuple(i.name for i in infos), (Choice(8), Choice(4, 0.75), *(Choice(2, 0.25),) * 5))
+    student.apply(plan)
+    save_hsq(student, path)
+    print_info(path, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "model": {"model": "TinyNet"},
+        "pattern": "unstructured",
+        **plan.to_json(),
+    }
+    print_info(path, as_json=False)
+    text = capsys.readouterr().out
+    assert f"{path.stat().st_size:,} bytes" in text
+    rows = cells(text)
+    assert ["stem", "16x1x3x3", "8", "0%", "dense", "8"] in rows
+    assert ["block1.conv1", "16x16x3x3", "4", "75%", "bitmask", "8"] in rows
+    assert ["logits", "3x16", "2", "25%", "dense", "8"] in rows
+
+
+def test_a_file_with_unchosen_layers(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path, capsys: Captured
+) -> None:
+    student, path = Student(tiny, infos, activation_bits=None), tmp_path / "model.hsq"
+    student.compress(0, Choice(4))
+    save_hsq(student, path)
+    print_info(path, as_json=False)
+    rows = cells(capsys.readouterr().out)
+    assert ["stem", "16x1x3x3", "4", "0%", "dense", "32"] in rows
+    assert ["logits", "3x16", "32", "0%", "", ""] in rows
+    with pytest.raises(InputError):
+        print_info(path, as_json=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [(800, 1.0), (600, 1.0), (400, 1.0), (256, 0.5), (160, 0.25), (128, 0.25), (64, 0.125)]
+)
+def test_level_scale_is_the_nearest_power_of_two(size: int, scale: float) -> None:
+    assert level_scale_for(size) == scale

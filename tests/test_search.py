@@ -1,0 +1,258 @@
+"""The whole pipeline on the tiny task."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_task import TinyNet, TinyTask
+
+import agents.explore
+import agents.search
+from agents.algorithms import ALGORITHMS
+from agents.callbacks import EpisodeRecorder
+from agents.search import search
+from detectors.errors import InputError
+from hsq_env.choices import Plan
+from hsq_env.env import HSQEnv
+from hsq_env.file import load_hsq, read_header
+from hsq_env.student import evaluate
+
+METHODS = ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
+SETTINGS: dict[str, Any] = {"episodes": 2, "finetune_steps": 8, "target_ratio": 7.0, "seed": 3}
+
+
+def nothing(message: str) -> None:
+    """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def run(tiny: TinyTask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished run. Not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return out, search(tiny, out, detector="tinynet", say=nothing, **SETTINGS)
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "search_seconds")}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+# ---- what a run leaves
+
+
+def test_result_holds_what_was_promised(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
+    out, result = run
+    assert json.loads((out / "result.json").read_text()) == result
+    fixed = {"dataset": "tiny", "detector": "tinynet", "split": "test", "seed": 3, "episodes": 2, "algo": "dqn"}
+    assert {key: result[key] for key in fixed} == fixed
+    assert result["seconds"] > 0
+    assert list(result["methods"]) == METHODS
+    assert all({"map", "bytes", "ratio"} <= set(row) for row in result["methods"].values())
+    assert result["teacher"]["map"] == evaluate(tiny, tiny.stages(tiny.teacher), "test")
+    assert [row["source"] for row in result["history"]] == ["integer_program", "dqn", "dqn"]
+    assert result["environment"]["versions"]["torch"]
+
+
+def test_bytes_and_ratios_are_those_on_disk(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
+    out, result = run
+    teacher = (out / "teacher.safetensors").stat().st_size
+    assert (out / "teacher.safetensors").read_bytes() == tiny.teacher_file()
+    assert result["teacher"]["bytes"] == teacher
+    for name, row in result["methods"].items():
+        path = out / ("model.hsq" if name == "hsq" else f"baselines/{name}.hsq")
+        assert row["bytes"] == path.stat().st_size and row["ratio"] == teacher / row["bytes"]
+    assert result["methods"]["hsq"]["ratio"] >= 7.0
+
+
+def test_files_measure_again_as_they_did(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
+    out, result = run
+    for name, row in result["methods"].items():
+        model = TinyNet().requires_grad_(False)
+        load_hsq(out / ("model.hsq" if name == "hsq" else f"baselines/{name}.hsq"), model)
+        assert evaluate(tiny, tiny.stages(model), "test") == row["map"]
+
+
+def test_plan_is_that_of_the_file_and_of_an_episode(run: tuple[Path, dict[str, Any]]) -> None:
+    out, result = run
+    plan = Plan.read(out / "plan.json")
+    assert plan == read_header(out / "model.hsq").plan()
+    found = [row for row in result["history"] if row["choices"] == [[c.bits, c.sparsity] for c in plan.choices]]
+    assert found and found[0]["source"] == result["methods"]["hsq"]["source"]
+    scores = [row["finetuned_search_map"] for row in result["candidates"]]
+    assert result["candidates"][int(np.argmax(scores))]["source"] == result["methods"]["hsq"]["source"]
+
+
+def test_policy_loads_and_plays(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
+    env = HSQEnv(tiny, target_ratio=7.0, finetune_steps=0)
+    policy = ALGORITHMS["dqn"][0].load(run[0] / "policy.zip", env=env)
+    observation, _ = env.reset()
+    for _ in range(7):
+        action, _ = policy.predict(observation, deterministic=True)
+        observation, _, _, _, info = env.step(action)
+        assert info["executed_action"] == int(action)
+    assert info["ratio"] >= 7.0
+
+
+def test_logs_are_for_tensorboard(run: tuple[Path, dict[str, Any]]) -> None:
+    assert list((run[0] / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_nothing_else_is_left(run: tuple[Path, dict[str, Any]]) -> None:
+    names = {"result.json", "plan.json", "model.hsq", "policy.zip", "teacher.safetensors", "baselines", "tensorboard"}
+    assert {path.name for path in run[0].iterdir()} == names
+
+
+def test_the_same_seed_gives_the_same_run(tiny: TinyTask, run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    again = search(tiny, tmp_path / "again", detector="tinynet", say=nothing, **SETTINGS)
+    assert without_times(again) == without_times(run[1])
+    for name in ("model.hsq", "plan.json", "baselines/uniform4_finetuned.hsq"):
+        assert (tmp_path / "again" / name).read_bytes() == (run[0] / name).read_bytes()
+
+
+# ---- other ways through
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_other_agents(tiny: TinyTask, tmp_path: Path, algo: str) -> None:
+    result = search(tiny, tmp_path / "run", algo=algo, **{**SETTINGS, "finetune_steps": 0}, say=nothing)
+    assert (result["algo"], result["episodes"]) == (algo, 2)
+    assert {row["source"] for row in result["history"]} == {"integer_program", algo}
+    assert result["methods"]["hsq"]["ratio"] >= 7.0
+    for bits in (8, 4):  # without steps, both uniform rows are the same
+        assert result["methods"][f"uniform{bits}"] == result["methods"][f"uniform{bits}_finetuned"]
+
+
+def test_without_a_target_the_return_decides(tiny: TinyTask, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "target_ratio": None, "finalists": 1, "beta": 0.0, "step_minibatches": 0}
+    result = search(tiny, tmp_path / "run", **settings, say=nothing)
+    best = max(result["history"], key=lambda row: row["total_reward"])
+    assert best["accuracy"] < max(row["accuracy"] for row in result["history"])  # the smallest, not the most accurate
+    plan = Plan.read(tmp_path / "run" / "plan.json")
+    assert [[c.bits, c.sparsity] for c in plan.choices] == best["choices"]
+    assert result["target_ratio"] is None
+
+
+def test_no_episodes_leave_the_baselines_plan(tiny: TinyTask, tmp_path: Path) -> None:
+    result = search(tiny, tmp_path / "run", **{**SETTINGS, "episodes": 0}, say=nothing)
+    assert result["episodes"] == 0
+    assert result["methods"]["hsq"]["source"] == "integer_program"
+    assert (tmp_path / "run" / "policy.zip").is_file()
+
+
+# ---- interruptions
+
+
+class Interrupted(EpisodeRecorder):
+    """Ctrl-C in the middle of the second episode."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 10:
+            raise KeyboardInterrupt
+        return super()._on_step()
+
+
+def check_usable(tiny: TinyTask, out: Path) -> None:
+    """``plan.json`` and ``model.hsq`` belong together and to an episode, and there is no result."""
+    plan = Plan.read(out / "plan.json")
+    model = TinyNet().requires_grad_(False)
+    assert load_hsq(out / "model.hsq", model).plan() == plan
+    assert 0 < evaluate(tiny, tiny.stages(model), "test") <= 1
+    assert not (out / "result.json").exists()
+    assert not [path for path in out.rglob("*") if "partial" in path.name]
+
+
+def test_an_interrupted_agent_leaves_the_best_plan(
+    tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents.explore, "EpisodeRecorder", Interrupted)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt) as error:
+        search(tiny, out, **SETTINGS, say=nothing)
+    assert str(out) in str(error.value) and "best plan so far" in str(error.value)
+    check_usable(tiny, out)
+    record = json.loads((out / "interrupted.json").read_text())
+    assert [row["source"] for row in record["history"]] == ["integer_program", "dqn"]
+    best = max(record["history"], key=lambda row: row["accuracy"])
+    assert best["choices"] == [[c.bits, c.sparsity] for c in Plan.read(out / "plan.json").choices]
+    ALGORITHMS["dqn"][0].load(out / "policy.zip")
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 7, 8])
+def test_an_interruption_after_the_agent_leaves_a_plan_too(
+    tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Evaluations: two finalists, five methods, the teacher."""
+    calls = 0
+
+    def evaluate_or_stop(*arguments: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("agents.finalists.evaluate", evaluate_or_stop)
+    monkeypatch.setattr("agents.search.evaluate", evaluate_or_stop)
+    with pytest.raises(KeyboardInterrupt, match="holds the best plan so far"):
+        search(tiny, tmp_path / "run", **{**SETTINGS, "finetune_steps": 1}, say=nothing)
+    check_usable(tiny, tmp_path / "run")
+
+
+def test_plan_and_file_never_contradict_each_other(
+    tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner is not the best plan so far, and its file is written when Ctrl-C comes."""
+    choose = agents.search.choose
+
+    def choose_another(env: HSQEnv, best: list[Any], *arguments: Any) -> Any:
+        assert len(best) == 2
+        return choose(env, best[1:], *arguments)
+
+    calls: list[str] = []
+
+    def evaluate_or_stop(task: TinyTask, stages: Any, split: str) -> float:
+        calls.append(split)
+        if calls.count("test") == 5:
+            raise KeyboardInterrupt
+        return evaluate(task, stages, split)
+
+    monkeypatch.setattr(agents.search, "choose", choose_another)
+    monkeypatch.setattr("agents.finalists.evaluate", evaluate_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny, tmp_path / "run", **{**SETTINGS, "finetune_steps": 1}, say=nothing)
+    check_usable(tiny, tmp_path / "run")
+
+
+def test_an_interruption_before_any_plan_says_so(
+    tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agents.search, "rollout", stop)
+    with pytest.raises(KeyboardInterrupt, match="holds no plan"):
+        search(tiny, tmp_path / "run", **SETTINGS, say=nothing)
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+# ---- what is refused
+
+
+def test_a_used_folder_is_refused_before_any_work(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run[0].rglob("*")}
+    with pytest.raises(InputError, match="already holds something"):
+        search(tiny, run[0], **SETTINGS, say=nothing)
+    assert {path: path.stat().st_mtime_ns for path in run[0].rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target_ratio": 100.0}, {"algo": "rainbow"}, {"reward": "best"}, {"alpha": 2.0}, {"finalists": 0}]
+)
+def test_bad_input_leaves_no_folder(tiny: TinyTask, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        search(tiny, tmp_path / "run", **{**SETTINGS, **wrong}, say=nothing)
+    assert list(tmp_path.iterdir()) == []
