@@ -50,7 +50,7 @@ class LearningRates:
 
 
 BRIEF_RATES = LearningRates(weights=0.005, scales=3e-3, biases=1e-3)
-LONG_RATES = LearningRates(weights=0.005, scales=3e-3, biases=1e-3)
+LONG_RATES = LearningRates(weights=0.003, scales=1e-3, biases=3e-4)
 
 
 def akd_loss(
@@ -143,7 +143,7 @@ def finetune_all(
     student: Student,
     steps: int,
     criterion: AKD | None = None,
-    alpha: float = 0.3,
+    alpha: float = 0.7,
     rates: LearningRates = LONG_RATES,
     on_step: Callable[[int], object] = lambda step: None,
     bfloat16: bool = False,
