@@ -1,0 +1,46 @@
+"""The README: its tables come from the result files, and its code runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from tiny_task import TinyTask
+
+from benchmarks.readme_tables import README, with_tables
+
+
+def test_tables_are_those_of_the_result_files() -> None:
+    text = README.read_text()
+    assert with_tables(text) == text
+
+
+def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the tiny task in place of the embedded one, which takes minutes."""
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    make = gym.make
+
+    def make_tiny(name: str, **arguments: Any) -> Any:
+        return make(name, task=TinyTask(), **arguments)
+
+    monkeypatch.setattr(gym, "make", make_tiny)
+    exec(compile(code, str(README), "exec"), {})
+    accuracy, ratio = map(float, capsys.readouterr().out.split()[:2])
+    assert accuracy > 0.5
+    assert ratio >= 8.0
+
+
+def test_every_hsq_command_of_the_readme_exists() -> None:
+    from agents.cli import COMMANDS
+
+    used = set(re.findall(r"^hsq (\w+)", README.read_text(), re.MULTILINE))
+    assert used and used <= set(COMMANDS)
+
+
+def test_every_file_named_in_the_readme_exists() -> None:
+    root = Path(README).parent
+    named = re.findall(r"`((?:hsq_env|agents|detectors|benchmarks|tests)/[\w/.]*)`", README.read_text())
+    assert named
+    for name in named:
+        assert (root / name).exists(), name
