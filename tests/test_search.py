@@ -12,6 +12,7 @@ import agents.explore
 import agents.search
 from agents.algorithms import ALGORITHMS
 from agents.callbacks import EpisodeRecorder
+from agents.dqn import HYPERPARAMETERS
 from agents.search import search
 from detectors.errors import InputError
 from hsq_env.choices import Plan
@@ -126,6 +127,14 @@ def test_other_agents(tiny: TinyTask, tmp_path: Path, algo: str) -> None:
         assert result["methods"][f"uniform{bits}"] == result["methods"][f"uniform{bits}_finetuned"]
 
 
+@pytest.fixture
+def exploring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent acts at random throughout, so that its plans differ from the seeds'."""
+    monkeypatch.setitem(HYPERPARAMETERS, "exploration_initial_eps", 1.0)
+    monkeypatch.setitem(HYPERPARAMETERS, "exploration_final_eps", 1.0)
+
+
+@pytest.mark.usefixtures("exploring")
 def test_without_a_target_the_return_decides(tiny: TinyTask, tmp_path: Path) -> None:
     settings = {**SETTINGS, "target_ratio": None, "finalists": 1, "beta": 0.0, "step_minibatches": 0}
     result = search(tiny, tmp_path / "run", **settings, say=nothing)
@@ -181,6 +190,7 @@ def test_an_interrupted_agent_leaves_the_best_plan(
     ALGORITHMS["dqn"][0].load(out / "policy.zip")
 
 
+@pytest.mark.usefixtures("exploring")
 @pytest.mark.parametrize("call", [1, 2, 3, 7, 8])
 def test_an_interruption_after_the_agent_leaves_a_plan_too(
     tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
@@ -202,6 +212,7 @@ def test_an_interruption_after_the_agent_leaves_a_plan_too(
     check_usable(tiny, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("exploring")
 def test_plan_and_file_never_contradict_each_other(
     tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
