@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG):
             raise
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
         _fail(

@@ -88,7 +88,8 @@ def print_info(file: Path, as_json: bool) -> None:
         print(json.dumps({"model": header.model, "pattern": header.pattern, **header.plan().to_json()}))
         return
     table = Table(title=f"{file}, {file.stat().st_size:,} bytes")
-    for column in ("layer", "shape", "bits", "sparsity", "zeros stored as", "activation bits"):
+    table.add_column("layer", no_wrap=True)
+    for column in ("shape", "bits", "sparsity", "zeros stored as", "activation bits"):
         table.add_column(column)
     for entry in header.layers:
         shape = "x".join(map(str, entry.shape))

@@ -174,8 +174,7 @@ def load_folder(
     :raises InputError: for anything missing or malformed, naming the file and the entry
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"There is no data folder {folder}: give the folder that holds 'annotations/' and the images.")
+    check_folder(folder)
     found = {role: _find_split(folder, names) for role, names in SPLIT_NAMES.items()}
     if found["train"] is None or found["search"] is None:
         missing = " and ".join(
@@ -198,6 +197,15 @@ def load_folder(
             )
         splits = {"test": splits["search"], "search": search, "train": kept}
     return splits
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a data folder that does not exist.
+
+    :raises InputError: if so
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no data folder {folder}: give the folder that holds 'annotations/' and the images.")
 
 
 def class_names(folder: str | Path) -> list[str]:

@@ -12,7 +12,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
 from detectors.cache import cache_folder
-from detectors.coco import Batch, CocoSplit, load_folder
+from detectors.coco import Batch, CocoSplit, check_folder, load_folder
 from detectors.detection import detect, detections_map
 from detectors.errors import InputError
 from detectors.fcos import Stage, State, fcos_stages, head_outputs
@@ -159,6 +159,8 @@ def detection_task(
     :param settings: further arguments of ``DetectionTask``
     :raises InputError: if something is missing or does not fit
     """
+    if str(dataset) != SHAPES:
+        check_folder(Path(dataset))
     if teacher is None and str(dataset) != SHAPES:
         raise InputError(
             f"The data {dataset} needs a teacher: train one with 'hsq teacher --dataset {dataset} --out FILE' "
