@@ -1,6 +1,7 @@
 """The registered ids, in this process and in fresh ones."""
 
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -49,9 +50,13 @@ def test_known_arguments_are_those_of_task_and_environment() -> None:
     assert not set(TASK_ARGUMENTS) & set(ENV_ARGUMENTS)
 
 
-def test_a_missing_teacher_is_told_before_anything_else() -> None:
-    with pytest.raises(InputError, match=r"photos needs a teacher.*hsq teacher --dataset photos"):
-        make_detection_env(dataset="photos")
+def test_a_missing_folder_is_told_first_then_a_missing_teacher(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    with pytest.raises(InputError, match=r"no data folder .*photos"):
+        make_detection_env(dataset=photos)
+    photos.mkdir()
+    with pytest.raises(InputError, match=r"photos needs a teacher.*hsq teacher --dataset .*photos"):
+        make_detection_env(dataset=photos)
 
 
 def test_names_are_exported_on_demand() -> None:
