@@ -18,6 +18,7 @@ def search(
     dataset: str = "shapes",
     detector: str | None = None,
     teacher: Path | None = None,
+    splits: tuple[str, ...] | None = None,
     algo: str = "dqn",
     episodes: int = 5,
     time_budget: float | None = None,
@@ -46,6 +47,7 @@ def search(
     :param dataset: "shapes", or a COCO-layout folder
     :param detector: name that the teacher must have; any if not given
     :param teacher: written by 'hsq teacher'; the shipped one for "shapes"
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param algo: dqn, ppo, a2c, sac, td3 or ddpg
     :param episodes: each decides every layer once; the paper uses 1000
     :param time_budget: seconds of the agent's training, whichever ends first
@@ -74,6 +76,7 @@ def search(
         dataset,
         detector,
         teacher,
+        splits,
         search_images=search_images,
         pool_images=pool_images,
         calibration_images=calibration_images,
@@ -105,6 +108,7 @@ def evaluate(
     file: Annotated[Path, tyro.conf.Positional],
     dataset: str = "shapes",
     split: Literal["search", "test"] = "test",
+    splits: tuple[str, ...] | None = None,
     json: bool = False,
 ) -> None:
     """Measure bytes and mAP of a .hsq file again.
@@ -112,11 +116,12 @@ def evaluate(
     :param file: model.hsq of a search
     :param dataset: "shapes", or a COCO-layout folder
     :param split: "test", or "search" for the whole split that rewards come from
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param json: print JSON
     """
     from agents.report import evaluate_file, print_evaluation
 
-    print_evaluation(evaluate_file(file, dataset, split), as_json=json)
+    print_evaluation(evaluate_file(file, dataset, split, splits), as_json=json)
 
 
 def info(file: Annotated[Path, tyro.conf.Positional], json: bool = False) -> None:
@@ -134,6 +139,7 @@ def teacher(
     out: Path,
     dataset: str = "shapes",
     detector: str | None = None,
+    splits: tuple[str, ...] | None = None,
     epochs: int = 24,
     cycles: int = 2,
     batch_size: int = 16,
@@ -155,6 +161,7 @@ def teacher(
     :param out: the file to write, FP32 safetensors with batch norm folded
     :param dataset: "shapes", or a COCO-layout folder
     :param detector: fcos_resnet50 or fcos_resnet50_quarter (the default for "shapes")
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param epochs: passes over the training split
     :param cycles: rises and falls of the learning rate, each half as high as the one before
     :param batch_size: images per step
@@ -181,6 +188,7 @@ def teacher(
         level_scale=level_scale,
         score_thresh=score_thresh,
         train_images=train_images,
+        splits=splits,
         epochs=epochs,
         cycles=cycles,
         batch_size=batch_size,

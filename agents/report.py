@@ -1,6 +1,7 @@
 """What the commands print, and the small jobs behind them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def print_table(result: dict[str, Any], out: Path) -> None:
     )
 
 
-def evaluate_file(file: Path, dataset: str, split: str) -> dict[str, Any]:
+def evaluate_file(file: Path, dataset: str, split: str, splits: Sequence[str] | None = None) -> dict[str, Any]:
     """Bytes and mAP of a ``.hsq`` file; the ratio too where the teacher lies beside it.
 
     :raises InputError: if the file or the data cannot be used
@@ -54,8 +55,8 @@ def evaluate_file(file: Path, dataset: str, split: str) -> dict[str, Any]:
     load_hsq(file, model)
     freeze(model)
     folder = shapes_folder() if dataset == SHAPES else Path(dataset)
-    splits = load_folder(folder, spec.classes, spec.min_size, spec.max_size)
-    task = DetectionTask(dataset, model, spec, splits, search_images=None, pool_images=1, calibration_images=1)
+    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
+    task = DetectionTask(dataset, model, spec, loaded, search_images=None, pool_images=1, calibration_images=1)
     score, size = evaluate(task, task.stages(model), split), file.stat().st_size
     result = {"file": str(file), "dataset": dataset, "split": split, "map": score, "bytes": size}
     teacher = file.parent / "teacher.safetensors"
@@ -110,11 +111,12 @@ def train_teacher_file(
     level_scale: float | None,
     score_thresh: float,
     train_images: int,
+    splits: Sequence[str] | None = None,
     **training: Any,
 ) -> None:
     """Train and say what came of it."""
     embedded = dataset == SHAPES
-    names = CLASS_NAMES if embedded else tuple(class_names(dataset))
+    names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
     spec = DetectorSpec(
         detector,
         names,
@@ -125,8 +127,8 @@ def train_teacher_file(
     )
     spec.build()  # an unknown detector is refused before images are drawn
     folder = shapes_folder({"train": train_images}) if embedded else Path(dataset)
-    splits = load_folder(folder, names, spec.min_size, spec.max_size)
-    best = train_teacher(splits, spec, out, **training)
+    loaded = load_folder(folder, names, spec.min_size, spec.max_size, splits)
+    best = train_teacher(loaded, spec, out, **training)
     print(f"wrote {out}: mAP {best['map']:.4f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
 
 

@@ -159,7 +159,11 @@ def _resized(image: Tensor, min_size: int, max_size: int) -> Tensor:
 
 
 def load_folder(
-    folder: str | Path, classes: Sequence[str] | None = None, min_size: int = 800, max_size: int = 1333
+    folder: str | Path,
+    classes: Sequence[str] | None = None,
+    min_size: int = 800,
+    max_size: int = 1333,
+    split_names: Sequence[str] | None = None,
 ) -> dict[str, CocoSplit]:
     """Read a COCO-layout folder: ``annotations/instances_<split>.json`` beside ``<split>/`` with the images.
 
@@ -170,12 +174,14 @@ def load_folder(
     :param classes: class names by label; the categories of the annotations, in order of id, when None
     :param min_size: pixels of the shorter side after resizing
     :param max_size: pixels of the longer side at most
+    :param split_names: of the training, the search and, if there is one, the test split; found when None
     :return: ``CocoSplit`` by "train", "search", "test"
     :raises InputError: for anything missing or malformed, naming the file and the entry
     """
     folder = Path(folder)
     check_folder(folder)
-    found = {role: _find_split(folder, names) for role, names in SPLIT_NAMES.items()}
+    wanted = SPLIT_NAMES if split_names is None else _given_splits(folder, split_names)
+    found = {role: _find_split(folder, names) for role, names in wanted.items()}
     if found["train"] is None or found["search"] is None:
         missing = " and ".join(
             f"instances_{SPLIT_NAMES[role][0]}.json" for role in ("train", "search") if found[role] is None
@@ -208,16 +214,29 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"There is no data folder {folder}: give the folder that holds 'annotations/' and the images.")
 
 
-def class_names(folder: str | Path) -> list[str]:
+def _given_splits(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Names by role, each checked to have annotations."""
+    if not 2 <= len(names) <= 3:
+        raise InputError(f"{len(names)} split names were given: give those of the training, search and test split.")
+    for name in names:
+        if _find_split(folder, [name]) is None:
+            raise InputError(f"There is no {folder / 'annotations'}/instances_{name}.json: check the split's name.")
+    return dict(zip(SPLIT_NAMES, [*((name,) for name in names), ()], strict=False))
+
+
+def class_names(folder: str | Path, split_names: Sequence[str] | None = None) -> list[str]:
     """The category names of a folder's training annotations in order of id.
 
+    :param split_names: see ``load_folder``
     :raises InputError: if there are no training annotations
     """
     folder = Path(folder)
-    name = _find_split(folder, SPLIT_NAMES["train"]) if folder.is_dir() else None
-    if name is None:
-        raise InputError(f"There is no annotations/instances_train2017.json (or instances_train.json) in {folder}.")
-    data = _checked_annotations(folder, name)
+    wanted = SPLIT_NAMES["train"] if split_names is None else split_names[:1]
+    found = _find_split(folder, wanted) if folder.is_dir() else None
+    if found is None:
+        files = " or ".join(f"annotations/instances_{name}.json" for name in wanted)
+        raise InputError(f"There is no {files} in {folder}: add it.")
+    data = _checked_annotations(folder, found)
     return [c["name"] for c in sorted(data["categories"], key=lambda c: c["id"])]
 
 

@@ -149,6 +149,7 @@ def detection_task(
     dataset: str | Path = SHAPES,
     detector: str | None = None,
     teacher: str | Path | None = None,
+    splits: Sequence[str] | None = None,
     **settings: Any,
 ) -> DetectionTask:
     """Build a task from a folder and a teacher file.
@@ -156,6 +157,7 @@ def detection_task(
     :param dataset: "shapes" or a COCO-layout folder
     :param detector: name that the teacher must have; any when None
     :param teacher: file written by ``hsq teacher``; the shipped one for ``shapes`` when None
+    :param splits: names of the training, the search and, if there is one, the test split; found when None
     :param settings: further arguments of ``DetectionTask``
     :raises InputError: if something is missing or does not fit
     """
@@ -172,5 +174,5 @@ def detection_task(
             f"The teacher {teacher or SHIPPED_TEACHER} is a {spec.detector}, not a {detector}: drop --detector."
         )
     folder = shapes_folder() if str(dataset) == SHAPES else Path(dataset)
-    splits = load_folder(folder, spec.classes, spec.min_size, spec.max_size)
-    return DetectionTask(str(dataset), model, spec, splits, **settings)
+    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
+    return DetectionTask(str(dataset), model, spec, loaded, **settings)

@@ -1,6 +1,7 @@
 """What the registered ids call."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,24 @@ def make_detection_env(
     dataset: str | Path = SHAPES,
     detector: str | None = None,
     teacher: str | Path | None = None,
+    splits: Sequence[str] | None = None,
     **arguments: Any,
 ) -> HSQEnv:
     """The environment of a detector.
 
-    :param task: a task of one's own; the next three are then unused
+    :param task: a task of one's own; the next four are then unused
     :param dataset: "shapes" or a COCO-layout folder
     :param detector: name that the teacher must have, "fcos_resnet50" or "fcos_resnet50_quarter"; any when None
     :param teacher: file written by ``hsq teacher``; the shipped one for ``shapes`` when None
+    :param splits: names of the training, the search and, if there is one, the test split; found when None
     :param arguments: further ones of ``DetectionTask`` and of ``HSQEnv``
     :raises InputError: for an unknown argument, naming the known ones
     """
     unknown = [name for name in arguments if name not in (*TASK_ARGUMENTS, *ENV_ARGUMENTS)]
     if unknown:
-        known = ", ".join(("task", "dataset", "detector", "teacher", *TASK_ARGUMENTS, *ENV_ARGUMENTS))
+        known = ", ".join(("task", "dataset", "detector", "teacher", "splits", *TASK_ARGUMENTS, *ENV_ARGUMENTS))
         raise InputError(f"Unknown argument '{unknown[0]}': known are {known}.")
     settings = {name: value for name, value in arguments.items() if name in TASK_ARGUMENTS}
     rest = {name: value for name, value in arguments.items() if name in ENV_ARGUMENTS}
-    made: Task = detection_task(dataset, detector, teacher, **settings) if task is None else task
+    made: Task = detection_task(dataset, detector, teacher, splits, **settings) if task is None else task
     return HSQEnv(made, **rest)

@@ -72,8 +72,8 @@ def on_tiny(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """``hsq search`` runs on the tiny task; what the command asked for."""
     asked: dict[str, Any] = {}
 
-    def tiny_task(dataset: Any, detector: Any, teacher: Any, **settings: Any) -> TinyTask:
-        asked.update(settings, dataset=dataset, detector=detector, teacher=teacher)
+    def tiny_task(dataset: Any, detector: Any, teacher: Any, splits: Any, **settings: Any) -> TinyTask:
+        asked.update(settings, dataset=dataset, detector=detector, teacher=teacher, splits=splits)
         task = copy.copy(tiny)
         task.spec = SimpleNamespace(detector="tinynet")  # type: ignore[attr-defined]
         return task
@@ -133,12 +133,14 @@ def test_search_passes_its_flags_on(on_tiny: dict[str, Any], tmp_path: Path, mon
     monkeypatch.setattr("agents.search.search", record)
     flags = "--algo sac --episodes 7 --time-budget 60 --target-ratio 9.5 --reward size --alpha 0.1 --beta 0.9"
     more = "--activation-bits 4 --sparsity-pattern n:m --dataset photos --teacher t.safetensors --detector d"
+    more += " --splits a b c"
     with pytest.raises(SystemExit):
         main(["search", "--out", str(tmp_path / "run"), *flags.split(), *more.split()])
     expected = {"algo": "sac", "episodes": 7, "time_budget": 60.0, "target_ratio": 9.5, "reward": "size"}
     expected |= {"alpha": 0.1, "beta": 0.9, "activation_bits": 4, "sparsity_pattern": "n:m"}
     assert {name: given[name] for name in expected} == expected
     assert (on_tiny["dataset"], on_tiny["teacher"], on_tiny["detector"]) == ("photos", Path("t.safetensors"), "d")
+    assert on_tiny["splits"] == ("a", "b", "c")
 
 
 def certainty(split: Any, batches: Any, detections: Any) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,9 @@ def test_missing_annotation_file(folder: Path, gone: str, file: str) -> None:
 
 def test_both_annotation_files_missing(tmp_path: Path) -> None:
     assert "lacks instances_train2017.json and instances_val2017.json" in _refusal(tmp_path)
-    with pytest.raises(InputError, match=rf"no annotations/instances_train2017.json .* in {tmp_path}"):
+    with pytest.raises(
+        InputError, match=rf"no annotations/instances_train2017.json or annotations/instances_train.json in {tmp_path}"
+    ):
         class_names(tmp_path)
 
 
@@ -364,3 +367,28 @@ def test_held_back_images_without_boxes(tmp_path: Path) -> None:
     _write(tmp_path, "train", data)
     _write(tmp_path, "val", _annotations(1, first_id=11))
     assert _refusal(tmp_path).startswith(f"{tmp_path} has too few annotated training images to hold some back")
+
+
+def test_split_names_may_be_given(shapes_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    shutil.copytree(shapes_folder, folder)
+    for old, new in (("train", "good"), ("val", "bad"), ("test", "ugly")):
+        (folder / old).rename(folder / new)
+        (folder / "annotations" / f"instances_{old}.json").rename(folder / "annotations" / f"instances_{new}.json")
+    with pytest.raises(InputError, match=r"lacks instances_train2017\.json"):
+        load_folder(folder)
+    found, named = load_folder(shapes_folder), load_folder(folder, split_names=["good", "bad", "ugly"])
+    for role in ("train", "search", "test"):
+        ids = found[role].image_ids
+        assert named[role].image_ids == ids
+        assert torch.equal(named[role].batch(ids).images, found[role].batch(ids).images)
+    assert class_names(folder, ["good"]) == class_names(shapes_folder)
+    assert set(load_folder(folder, split_names=["good", "bad"])) == {"train", "search", "test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["train"], "1 split names"), (["train", "nope"], r"instances_nope\.json")]
+)
+def test_given_split_names_are_checked(shapes_folder: Path, names: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        load_folder(shapes_folder, split_names=names)
