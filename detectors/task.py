@@ -175,4 +175,4 @@ def detection_task(
         )
     folder = shapes_folder() if str(dataset) == SHAPES else Path(dataset)
     loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
-    return DetectionTask(str(dataset), model, spec, loaded, **settings)
+    return DetectionTask(Path(dataset).name, model, spec, loaded, **settings)

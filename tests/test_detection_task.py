@@ -126,7 +126,7 @@ def test_a_task_from_files(shapes_folder: Path, tmp_path: Path) -> None:
     path, model = tmp_path / "teacher.safetensors", random_detector()
     path.write_bytes(teacher_bytes(model, SPEC))
     task = detection_task(shapes_folder, SPEC.detector, path, search_images=2)
-    assert (task.name, task.spec) == (str(shapes_folder), SPEC)
+    assert (task.name, task.spec) == (shapes_folder.name, SPEC)
     again = tmp_path / "again.safetensors"
     again.write_bytes(task.teacher_file())  # safetensors orders its metadata anew each time
     assert again.stat().st_size == path.stat().st_size
