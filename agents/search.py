@@ -1,14 +1,11 @@
 """The search pipeline: sensitivities, seeds, agent, long fine-tuning, choice on the search split, test figures."""
 
-import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from agents.algorithms import action_space_of, make_agent
@@ -16,13 +13,12 @@ from agents.baselines import integer_program_actions
 from agents.explore import SearchLog, rollout, seed_replay, train_agent
 from agents.finalists import choose, measure
 from agents.keep_best import KeepBest
+from agents.provenance import machine, versions
 from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.student import evaluate
 from hsq_env.task import Task
-
-PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "pycocotools", "numpy")
 
 
 def search(
@@ -107,9 +103,8 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "environment": {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-            "cuda": torch.cuda.is_available(),
+            "versions": versions(),
+            "machine": machine(),
         },
         "history": [episode.to_json() for episode in log.episodes],
     }

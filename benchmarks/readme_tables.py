@@ -8,17 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from agents.report import TITLES
 from benchmarks.record import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
-TITLES = {
-    "uniform8": "uniform 8 bit",
-    "uniform8_finetuned": "uniform 8 bit, same fine-tuning",
-    "uniform4": "uniform 4 bit",
-    "uniform4_finetuned": "uniform 4 bit, same fine-tuning",
-    "hsq": "**HSQ**",
-}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -31,7 +25,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, row in result["methods"].items():
         lost = 100 * (teacher["map"] - row["map"])
-        rows.append(f"| {TITLES[name]} | {row['map']:.4f} | {lost:.2f} | {row['bytes']:,} | {row['ratio']:.2f}x |")
+        title = f"**{TITLES[name]}**" if name == "hsq" else TITLES[name]
+        rows.append(f"| {title} | {row['map']:.4f} | {lost:.2f} | {row['bytes']:,} | {row['ratio']:.2f}x |")
     source = result["methods"]["hsq"]["source"].replace("_", " ")
     rows += ["", f"The plan came from: {source}. `{result['environment']['command']}`, {result['seconds']:.0f} s."]
     return "\n".join(rows)
