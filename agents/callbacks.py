@@ -44,7 +44,7 @@ class EpisodeRecorder(BaseCallback):
     """Hands every finished episode on, logs its end and stops the training at a number of episodes or seconds.
 
     :param source: name written into the records
-    :param on_episode: called with each record
+    :param on_episode: called with each record and the info of its last step
     :param episodes: stop after so many; None for no limit
     :param deadline: stop at this ``time.monotonic()``; None for none
     :param on_progress: called with each step's info, for progress
@@ -53,7 +53,7 @@ class EpisodeRecorder(BaseCallback):
     def __init__(
         self,
         source: str,
-        on_episode: Callable[[Episode], None],
+        on_episode: Callable[[Episode, dict[str, Any]], None],
         episodes: int | None = None,
         deadline: float | None = None,
         on_progress: Callable[[dict[str, Any]], None] = lambda info: None,
@@ -62,27 +62,34 @@ class EpisodeRecorder(BaseCallback):
         self.source, self.on_episode, self.on_progress = source, on_episode, on_progress
         self.episodes, self.deadline = episodes, deadline
         self.finished = 0
-        self._reward, self._started = 0.0, time.monotonic()
+        self._rewards: list[float] = []
+        self._started: list[float] = []
+
+    def _on_training_start(self) -> None:
+        count = self.training_env.num_envs
+        self._rewards, self._started = [0.0] * count, [time.monotonic()] * count
 
     def _on_step(self) -> bool:
-        info, reward = self.locals["infos"][0], float(self.locals["rewards"][0])
-        self._reward += reward
-        self.on_progress(info)
-        if "plan" in info:
-            now = time.monotonic()
-            episode = Episode(
-                self.source, info["plan"], self._reward, info["accuracy"], info["ratio"], round(now - self._started, 2)
-            )
-            self._reward, self._started = 0.0, now
-            self.finished += 1
-            self.logger.record("search/accuracy", episode.accuracy)
-            self.logger.record("search/ratio", episode.ratio)
-            self.logger.record("search/total_reward", episode.total_reward)
-            self.logger.dump(self.num_timesteps)
-            self.on_episode(episode)
+        for worker, (info, reward) in enumerate(zip(self.locals["infos"], self.locals["rewards"], strict=True)):
+            self._rewards[worker] += float(reward)
+            self.on_progress(info)
+            if "plan" in info:
+                self._finish(worker, info)
         if self.episodes is not None and self.finished >= self.episodes:
             return False
         return self.deadline is None or time.monotonic() < self.deadline
+
+    def _finish(self, worker: int, info: dict[str, Any]) -> None:
+        now = time.monotonic()
+        seconds = round(now - self._started[worker], 2)
+        episode = Episode(self.source, info["plan"], self._rewards[worker], info["accuracy"], info["ratio"], seconds)
+        self._rewards[worker], self._started[worker] = 0.0, now
+        self.finished += 1
+        self.logger.record("search/accuracy", episode.accuracy)
+        self.logger.record("search/ratio", episode.ratio)
+        self.logger.record("search/total_reward", episode.total_reward)
+        self.logger.dump(self.num_timesteps)
+        self.on_episode(episode, info)
 
 
 class PretrainOnReplay(BaseCallback):

@@ -27,6 +27,9 @@ def search(
     finetune_steps: int = 300,
     finalists: int = 2,
     step_minibatches: int = 2,
+    workers: int = 1,
+    return_to_best: bool = True,
+    table_megabytes: float = 256.0,
     search_images: int = 64,
     pool_images: int = 64,
     calibration_images: int = 16,
@@ -56,6 +59,9 @@ def search(
     :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
     :param finalists: plans that are fine-tuned; the best on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
+    :param workers: environments side by side, each in a process of its own with one thread
+    :param return_to_best: episodes follow the best plan so far up to a random layer, which costs nothing
+    :param table_megabytes: memory of each worker for plans' beginnings that were measured before
     :param search_images: images that rewards look at
     :param pool_images: training images that the brief fine-tuning takes its minibatches from
     :param calibration_images: training images for activation ranges and sensitivities
@@ -94,6 +100,9 @@ def search(
         finalists=finalists,
         detector=task.spec.detector,
         step_minibatches=step_minibatches,
+        workers=workers,
+        return_to_best=return_to_best,
+        table_megabytes=table_megabytes,
         reward=reward,
         alpha=alpha,
         beta=beta,

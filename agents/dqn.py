@@ -64,10 +64,13 @@ class MaskedDQN(StoresExecuted, DQN):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """As SB3's, random actions drawn from the allowed ones."""
-        if deterministic or np.random.rand() >= self.exploration_rate:
-            return self.policy.predict(observation, state, episode_start, deterministic)
+        """As SB3's, random actions drawn from the allowed ones, by every worker on its own."""
+        greedy, state = self.policy.predict(observation, state, episode_start, deterministic)
+        if deterministic:
+            return greedy, state
         count = int(self.action_space.n)  # type: ignore[attr-defined]
-        allowed = np.atleast_2d(observation)[:, -count:] > 0.5
-        actions = np.array([np.random.choice(np.flatnonzero(row)) for row in allowed])
+        rows = np.atleast_2d(observation)[:, -count:] > 0.5
+        actions = np.atleast_1d(greedy).copy()
+        for worker in np.flatnonzero(np.random.rand(len(rows)) < self.exploration_rate):
+            actions[worker] = np.random.choice(np.flatnonzero(rows[worker]))
         return (actions if self.policy.is_vectorized_observation(observation) else actions[0]), state

@@ -1,5 +1,6 @@
 """The part of a search that looks for plans: a baseline's rollout that seeds the replay, then the agent."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
 from agents.keep_best import KeepBest
+from agents.run_folder import RunFolder
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 
@@ -25,13 +27,30 @@ class SearchLog:
     """What a search has found so far.
 
     :param say: prints a line
+    :param folder: where the best plan so far is written; None for nowhere
     """
 
     say: Callable[[str], None]
+    folder: RunFolder | None = None
     episodes: list[Episode] = field(default_factory=list)
+    best_score: float = float("-inf")
+    steps: int = 0
+    visited_steps: int = 0  # that the table of visited prefixes answered
 
-    def note(self, episode: Episode) -> None:
-        """Keep and announce a finished episode."""
+    def count(self, steps: tuple[int, int]) -> None:
+        """Add the ``steps_taken`` of an environment."""
+        self.steps, self.visited_steps = self.steps + steps[0], self.visited_steps + steps[1]
+
+    def note(self, episode: Episode, info: dict[str, Any]) -> None:
+        """Keep and announce a finished episode, and write it to disk if it is the best.
+
+        :param info: of its last step, from ``KeepBest``
+        """
+        if "model" in info and info["score"] > self.best_score:
+            self.best_score = info["score"]
+            if self.folder is not None:
+                self.folder.write_plan(episode.plan)
+                self.folder.write_model(info["model"])
         self.episodes.append(episode)
         self.say(
             f"episode {len(self.episodes)} ({episode.source}): accuracy {episode.accuracy:.4f} at "
@@ -60,7 +79,7 @@ def rollout(env: KeepBest, choices: list[int], source: str, log: SearchLog) -> l
         transitions.append((observation, following, info["executed_action"], float(reward), terminated, info))
         observation, total = following, total + float(reward)
     seconds = round(time.monotonic() - started, 2)
-    log.note(Episode(source, info["plan"], total, info["accuracy"], info["ratio"], seconds))
+    log.note(Episode(source, info["plan"], total, info["accuracy"], info["ratio"], seconds), info)
     return transitions
 
 
@@ -74,9 +93,10 @@ def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[Bas
     for observation, following, action, reward, done, info in transitions:
         stored = action if np.ndim(action) == 0 else agent.policy.scale_action(np.asarray(action))
         obs, next_obs, actions, rewards, dones = (
-            np.asarray(value)[None] for value in (observation, following, stored, reward, done)
+            np.repeat(np.asarray(value)[None], agent.n_envs, axis=0)  # the buffer has a column for every worker
+            for value in (observation, following, stored, reward, done)
         )
-        agent.replay_buffer.add(obs, next_obs, actions, rewards, dones, [info])
+        agent.replay_buffer.add(obs, next_obs, actions, rewards, dones, [info] * agent.n_envs)
     return [PretrainOnReplay()]
 
 
@@ -106,5 +126,6 @@ def train_agent(
 
         deadline = None if time_budget is None else time.monotonic() + time_budget
         recorder = EpisodeRecorder(source, log.note, episodes, deadline, on_progress)
-        limit = (episodes or UNLIMITED_EPISODES) * layers
+        rounds = math.ceil((episodes or UNLIMITED_EPISODES) / agent.n_envs)
+        limit = rounds * agent.n_envs * layers
         agent.learn(total_timesteps=limit, callback=CallbackList([*callbacks, recorder]))

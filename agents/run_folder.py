@@ -52,6 +52,10 @@ class RunFolder:
         save_hsq(student, self.path / name)
         return (self.path / name).stat().st_size
 
+    def write_model(self, content: bytes) -> None:
+        """Write ``model.hsq`` as ``student_bytes`` made it."""
+        write_atomically(self.path / "model.hsq", content)
+
     def write_policy(self, agent: BaseAlgorithm) -> None:
         """Write ``policy.zip``, which SB3's ``load`` reads."""
         content = io.BytesIO()

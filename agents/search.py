@@ -1,20 +1,26 @@
 """The search pipeline: sensitivities, seeds, agent, long fine-tuning, choice on the search split, test figures."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 from tqdm import tqdm
 
-from agents.algorithms import action_space_of, make_agent
+from agents.algorithms import action_space_of, make_agent, stores_executed
 from agents.baselines import integer_program_actions
 from agents.explore import SearchLog, rollout, seed_replay, train_agent
 from agents.finalists import choose, measure
 from agents.keep_best import KeepBest
 from agents.provenance import machine, versions
+from agents.return_to_best import ReturnToBest
 from agents.run_folder import RunFolder, check_new_folder
+from agents.workers import check_workers, steps_taken
+from agents.workers import workers as make_workers
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.student import evaluate
@@ -32,6 +38,8 @@ def search(
     finetune_steps: int = 300,
     finalists: int = 2,
     step_minibatches: int = 2,
+    workers: int = 1,
+    return_to_best: bool = True,
     detector: str = "",
     say: Callable[[str], None] = tqdm.write,
     **env_arguments: Any,
@@ -46,6 +54,9 @@ def search(
     :param finetune_steps: gradient steps of the long fine-tuning, the same for uniform plans
     :param finalists: plans that are fine-tuned at length; the best of them on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
+    :param workers: environments side by side, each in a process of its own with one thread
+    :param return_to_best: let episodes follow the best plan so far up to a random layer (see ``ReturnToBest``);
+        on-policy agents never do
     :param detector: name for the result file
     :param say: prints a line
     :param env_arguments: of ``HSQEnv``
@@ -57,6 +68,7 @@ def search(
     check_new_folder(Path(out))
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
+    check_workers(workers)
     env = HSQEnv(
         task,
         action_space=action_space_of(algo),
@@ -65,23 +77,30 @@ def search(
         **env_arguments,
     )
     say(f"teacher: {env.compressor.teacher_metric:.4f} on the search split, {env.teacher_bytes:,} bytes")
-    folder, log = RunFolder(out), SearchLog(say)
+    folder = RunFolder(out)
+    log = SearchLog(say, folder)
     teacher_bytes = folder.write_teacher(task.teacher_file())
-    wrapped = KeepBest(env, folder)
-    agent = make_agent(algo, wrapped, seed=seed, tensorboard_log=str(folder.path / "tensorboard"))
     settings = {"algo": algo, "seed": seed, "target_ratio": target_ratio, "finetune_steps": finetune_steps}
+    settings |= {"workers": workers, "return_to_best": return_to_best and stores_executed(algo)}
     header = {"dataset": task.name, "detector": detector, "split": "test", **settings}
+    agent = None
     try:
-        seeds = rollout(wrapped, integer_program_actions(env), "integer_program", log)
-        callbacks = seed_replay(agent, seeds)
-        train_agent(agent, len(env.layers), algo, log, episodes, time_budget, callbacks)
+        seeds = rollout(KeepBest(env), integer_program_actions(env), "integer_program", log)
+        wrap = partial(_wrapped, stores_executed(algo) and return_to_best, seed, log)
+        with make_workers(env, workers, wrap) as trained_on:
+            agent = make_agent(algo, trained_on, seed=seed, tensorboard_log=str(folder.path / "tensorboard"))
+            callbacks = seed_replay(agent, seeds)
+            train_agent(agent, len(env.layers), algo, log, episodes, time_budget, callbacks)
+            for steps in steps_taken(trained_on):
+                log.count(steps)
         folder.write_policy(agent)
         best = log.best_plans(finalists, by_return=target_ratio is None)
         winner, student, candidates = choose(env, best, finetune_steps, say)
         methods = measure(env, folder, student, teacher_bytes, finetune_steps, say)
         test_map = evaluate(task, task.stages(task.teacher), "test")
     except KeyboardInterrupt:
-        folder.write_policy(agent)
+        if agent is not None:
+            folder.write_policy(agent)
         folder.write_json("interrupted.json", {**header, **_record(log, algo, started)})
         raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
     methods["hsq"]["source"] = winner.source
@@ -96,11 +115,24 @@ def search(
     return result
 
 
+def _wrapped(returns: bool, seed: int, log: SearchLog, env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
+    """A worker's environment, which knows the best plan so far."""
+    kept = KeepBest(env)
+    if not returns:
+        return kept
+    returning = ReturnToBest(kept, seed + worker)
+    best = log.best_plans(1, by_return=not math.isfinite(env.budget.limit))[0]
+    returning.know([env.choices.index(choice) for choice in best.plan.choices], log.best_score)
+    return returning
+
+
 def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
     """What happened, and what is needed to repeat it."""
     return {
         "episodes": sum(episode.source == algo for episode in log.episodes),
         "seconds": round(time.monotonic() - started, 1),
+        "steps": log.steps,
+        "visited_steps": log.visited_steps,
         "environment": {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": versions(),

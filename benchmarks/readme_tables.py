@@ -32,12 +32,42 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def speed_table(result: dict[str, Any]) -> str:
+    """The figures of ``benchmarks.speed`` as Markdown."""
+    names = [name for name in ("embedded", "bccd") if name in result]
+
+    def row(title: str, key: str, form: str, unit: str = "") -> str:
+        cells = [f"{result[n][key]:{form}}{unit}" if key in result[n] else "" for n in names]
+        return f"| {title} | {' | '.join(cells)} |"
+
+    rows = [
+        f"| | {' | '.join(names)} |",
+        f"|---|{'---:|' * len(names)}",
+        row("one random episode, reference path", "reference_s", ".1f", " s"),
+        row("the same with all shortcuts, nothing visited before", "fast_s", ".1f", " s"),
+        row("times faster", "speedup", ".2f"),
+        row("a step over its bare torch calls", "floor_ratio", ".3f"),
+        row("100 episodes of DQN, reference path (from its episode)", "train100_reference_s", ",.0f", " s"),
+        row("100 episodes of DQN, all shortcuts", "train100_fast_s", ",.0f", " s"),
+        row("times faster", "train100_speedup", ".1f"),
+        row("steps answered by the table of visited prefixes", "hit_rate", ".0%"),
+        row("steps per second of two workers over one", "two_workers", ".2f"),
+        row("memory with two workers", "peak_mb", ",.0f", " MB"),
+    ]
+    return "\n".join(rows)
+
+
+TABLES = {"speed.json": speed_table}
+
+
 def with_tables(text: str) -> str:
     """``text`` with every marked table made anew."""
 
     def block(match: re.Match[str]) -> str:
         name = match.group(1)
-        return f"<!-- table: {name} -->\n{table(json.loads((RESULTS / name).read_text()))}\n<!-- end -->"
+        return (
+            f"<!-- table: {name} -->\n{TABLES.get(name, table)(json.loads((RESULTS / name).read_text()))}\n<!-- end -->"
+        )
 
     return BLOCK.sub(block, text)
 

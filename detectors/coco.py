@@ -41,10 +41,10 @@ class Batch:
     image_ids: tuple[int, ...]
     targets: tuple[dict[str, Tensor], ...]
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+    def to(self, device: torch.device, layout: torch.memory_format = torch.contiguous_format) -> "Batch":
+        """The same batch on a device, images in a memory layout."""
         targets = tuple({name: value.to(device) for name, value in target.items()} for target in self.targets)
-        return Batch(self.images.to(device), self.image_sizes, self.image_ids, targets)
+        return Batch(self.images.to(device, memory_format=layout), self.image_sizes, self.image_ids, targets)
 
 
 class CocoSplit:

@@ -36,11 +36,13 @@ class Stage:
     """One piece of a forward pass.
 
     ``run`` takes the state that the previous stage returned (tensors or lists of tensors by name) and returns a new
-    one, leaving its argument as it was. Consecutive stages of one ``block`` are fine-tuned together.
+    one, leaving its argument as it was; ``reads`` names the keys that it looks at. Consecutive stages of one ``block``
+    are fine-tuned together.
     """
 
     name: str
     block: str
+    reads: frozenset[str] | None
     run: Callable[[State], State]
 
 
@@ -125,25 +127,28 @@ def fcos_stages(model: FCOS) -> list[Stage]:
     P3 to P7, each ``(N, channels, h, w)``.
     """
     body, fpn = model.backbone.body, model.backbone.fpn
-    stages = [Stage("stem", "stem", partial(_run_stem, body))]
+    stages = [Stage("stem", "stem", frozenset({"images"}), partial(_run_stem, body))]
     for number in range(1, 5):
         for i, bottleneck in enumerate(body[f"layer{number}"]):
             kept = f"c{number + 1}" if number > 1 and i == BLOCKS[number - 1] - 1 else None
             name = f"layer{number}.{i}"
-            stages.append(Stage(name, name, partial(_run_bottleneck, bottleneck, kept)))
+            stages.append(Stage(name, name, frozenset({"x"}), partial(_run_bottleneck, bottleneck, kept)))
     for level in (5, 4, 3):
         inner, outer = fpn.inner_blocks[level - 3], fpn.layer_blocks[level - 3]
-        stages.append(Stage(f"fpn.p{level}", f"fpn.p{level}", partial(_run_pyramid, inner, outer, level)))
-    stages.append(Stage("fpn.p6p7", "fpn.p6p7", partial(_run_extra_levels, fpn.extra_blocks)))
+        reads = frozenset({f"c{level}"} if level == 5 else {f"c{level}", "top_down", "features"})
+        stages.append(Stage(f"fpn.p{level}", f"fpn.p{level}", reads, partial(_run_pyramid, inner, outer, level)))
+    extra = partial(_run_extra_levels, fpn.extra_blocks)
+    stages.append(Stage("fpn.p6p7", "fpn.p6p7", frozenset({"features"}), extra))
     head = model.head
     towers = (("classification", head.classification_head), ("regression", head.regression_head))
     for name, tower in towers:
         convs = list(tower.conv)
         for i in range(0, len(convs), 3):  # convolution, group norm, ReLU
             run = partial(_run_tower, convs[i : i + 3], name, i == 0)
-            stages.append(Stage(f"head.{name}.{i // 3}", f"head.{name}", run))
+            reads = frozenset({"features" if i == 0 else name})
+            stages.append(Stage(f"head.{name}.{i // 3}", f"head.{name}", reads, run))
         last = _run_class_logits if name == "classification" else _run_boxes
-        stages.append(Stage(f"head.{name}.out", f"head.{name}", partial(last, tower)))
+        stages.append(Stage(f"head.{name}.out", f"head.{name}", frozenset({name}), partial(last, tower)))
     return stages
 
 

@@ -1,24 +1,42 @@
 """What a step does to the student, without any reinforcement learning: compress, fine-tune, measure."""
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from detectors.errors import InputError
 from hsq_env.choices import Choice
 from hsq_env.distillation import AKD
-from hsq_env.finetuning import BRIEF_RATES, LearningRates, finetune_block
-from hsq_env.states import KeptStates, run
+from hsq_env.finetuning import BRIEF_RATES, LearningRates, akd_loss, finetune_block, float32_outputs
+from hsq_env.prefixes import Decision, Node, Outcome, PrefixTable
+from hsq_env.shortcuts import Shortcuts
+from hsq_env.states import Dependencies, KeptStates, Route, run, straight
 from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
-from hsq_env.task import Distilled, Task
+from hsq_env.task import Batch, Distilled, QuickMetric, State, Task
 
 FINETUNE_SCOPES = ("layer", "block", "all")
+TABLE_MEGABYTES = 256.0  # of visited prefixes
+
+
+def quick_form(task: Task) -> QuickMetric | None:
+    """The task, if it has the quick form of its own metric; not if a subclass has changed only the metric itself."""
+    if not isinstance(task, QuickMetric):
+        return None
+    depth = {name: i for i, kind in reversed([*enumerate(type(task).__mro__)]) for name in vars(kind)}
+    own = all(depth.get("quick_" + name, 0) <= depth.get(name, 0) for name in ("predictions", "metric"))
+    return task if own else None
 
 
 class Compressor:
-    """A student with the kept states of the images that fine-tuning and rewards look at.
+    """A student, the states of the images that it is judged and trained on, and the decisions that led to it.
+
+    ``node`` is where the episode stands. The student may lag behind it: a visited prefix is answered from the table,
+    and the student follows only when something new has to be computed or someone asks for it.
 
     :param task: teacher, data, metric
     :param finetune_steps: minibatches per layer; 0 for none
@@ -26,7 +44,8 @@ class Compressor:
     :param rates: learning rates of the brief fine-tuning
     :param activation_bits: see ``Student``
     :param pattern: of sparsity, see ``Student``
-    :param resume: keep states before the present block; False recomputes them, with equal results
+    :param shortcuts: what may be reused; none of them changes a result
+    :param table_megabytes: limit of the table of visited prefixes
     :param criterion: the distillation loss
     :param bfloat16: fine-tune under autocast
     """
@@ -39,94 +58,232 @@ class Compressor:
         rates: LearningRates = BRIEF_RATES,
         activation_bits: int | str | None = 8,
         pattern: str = "unstructured",
-        resume: bool = True,
+        shortcuts: Shortcuts | None = None,
+        table_megabytes: float = TABLE_MEGABYTES,
         criterion: AKD | None = None,
         bfloat16: bool = False,
     ) -> None:
-        self.bfloat16 = bfloat16
+        self.bfloat16, self.shortcuts = bfloat16, shortcuts or Shortcuts()
         self.task, self.criterion, self.rates = task, criterion or AKD(), rates
         self.finetune_steps, self.finetune_scope = finetune_steps, finetune_scope
         self.infos: tuple[LayerInfo, ...] = trace_layers(task)
         if not self.infos:
             raise InputError(f"The model of task '{task.name}' has no Conv2d or Linear layer to compress.")
-        self.student = Student(task, self.infos, activation_bits, pattern)
-        keep = resume and finetune_scope != "all"  # training everything changes all states
-        self._search = KeptStates(task.evaluation("search"), keep)
-        self._pool = KeptStates(task.finetuning(), keep)
-        self._teacher_outputs = self._distill_teacher() if finetune_steps else []
-        self.teacher_metric = evaluate(task, task.stages(task.teacher), "search")
+        self._student = Student(task, self.infos, activation_bits, pattern, keep_variants=self.shortcuts.variants)
+        self._routes = self._plan_routes()
+        self._search = KeptStates(task.evaluation("search"), self.shortcuts.resume)
+        self._pool = KeptStates(task.finetuning(), self.shortcuts.resume)
+        self._teacher_stages = task.stages(task.teacher)
+        self._teacher_outputs = [self._distil(b) for b in task.finetuning()] if finetune_steps else []
+        self.teacher_metric = evaluate(task, self._teacher_stages, "search")
         if not self.teacher_metric > 0:
             raise InputError(
                 f"The teacher of task '{task.name}' scores {self.teacher_metric:g} on the search split: "
                 "train it further or check that it belongs to this data."
             )
+        self.table = PrefixTable(int(table_megabytes * 1e6) if self.shortcuts.prefixes else 0)
+        self.node = self._built = self.table.root
+
+    def _plan_routes(self) -> dict[str, Route]:
+        """How a forward pass goes on behind each block."""
+        blocks = {info.block: self._student.block(info.block) for info in self.infos}
+        if self.finetune_scope == "all":  # every stage changes
+            return dict.fromkeys(blocks, straight(0, len(self._student.stages)))
+        if not (self.shortcuts.resume and self.shortcuts.branches):
+            return {name: straight(block.start, len(self._student.stages)) for name, block in blocks.items()}
+        dependencies = Dependencies(self._student.stages, self.task.calibration()[0])
+        return {name: dependencies.route(block) for name, block in blocks.items()}
 
     @torch.no_grad()
-    def _distill_teacher(self) -> list[Sequence[Distilled]]:
-        stages = self.task.stages(self.task.teacher)
-        return [self.task.distilled(run(stages, {"images": batch.images})) for batch in self.task.finetuning()]
+    def _distil(self, batch: Batch) -> Sequence[Distilled]:
+        return self.task.distilled(run(self._teacher_stages, {"images": batch.images}))
+
+    # ---- where the episode stands
+
+    @property
+    def student(self) -> Student:
+        """The student as the decisions so far left it."""
+        self._catch_up()
+        return self._student
 
     def reset(self) -> None:
         """Back to the teacher's weights."""
-        self.student.reset()
-        self._search.reset()
-        self._pool.reset()
+        self.node = self.table.root
 
-    def compress(self, index: int, choice: Choice) -> None:
-        """Prune and quantize layer ``index``; layers come in order."""
-        self._enter_block(index)
-        self.student.compress(index, choice)
+    def known(self, choice: Choice, alpha: float) -> Outcome | None:
+        """Go on to a decision whose outcome the table holds; None, and nothing happens, if it does not."""
+        found = self.table.find(self.node, Decision(choice, alpha)) if self.shortcuts.prefixes else None
+        if found is None:
+            return None
+        self.node = found
+        return found.outcome
 
-    def _enter_block(self, index: int) -> None:
-        """Keep the states before the block of layer ``index``, whose earlier blocks are final."""
-        start = self.student.block(self.infos[index].block).start
+    def go_to(self, decisions: Sequence[Decision]) -> None:
+        """Go to where these decisions lead from the first layer on; the student follows when it is needed."""
+        self.node = self.table.root
+        for decision in decisions:
+            self.node = self.table.add(self.node, decision, None)
+
+    def fork(self) -> "Compressor":
+        """An independent compressor at the same place, which shares what no step changes and the table."""
+        other = copy.copy(self)
+        other._student = self._student.copy()
+        other._search, other._pool = self._search.fork(), self._pool.fork()
+        return other
+
+    def _catch_up(self) -> None:
+        """Make the student what the decisions so far lead to, doing anew only what is not done yet."""
+        if self._built is self.node:
+            return
+        wanted, done = self.node.path(), self._built.path()
+        common = 0
+        while common < min(len(wanted), len(done)) and wanted[common].decision == done[common].decision:
+            common += 1
+        if common < len(done):
+            common = self._go_back(common)
+        self._built = wanted[common - 1] if common else self.table.root
+        while self._built.depth < len(wanted):
+            self._follow(wanted)
+
+    def _go_back(self, depth: int) -> int:
+        """Undo the blocks that hold decisions from ``depth`` on; how many decisions are left."""
+        if self.finetune_scope == "all":
+            depth = 0
+        if depth == 0:
+            self._student.reset()
+            first = 0
+        else:
+            first = self._student.layers_of(self.infos[depth].block).start
+            for index in range(first, len(self.infos)):
+                if index == self._student.layers_of(self.infos[index].block).start:
+                    self._student.reset_modules(self._student.modules_of("block", index))
+        stage = self._student.block(self.infos[first].block).start
         for kept in (self._search, self._pool):
-            if kept.at != start:
-                kept.advance(self.student.stages, start)
+            kept.rewind(stage)
+        return first
 
-    def finetune(self, index: int, alpha: float) -> bool:
-        """A few gradient steps with the AKD loss on the block of layer ``index``.
+    def _follow(self, wanted: list[Node]) -> None:
+        """Take the next decision, or the next block of decisions where its weights are kept."""
+        index = self._built.depth
+        layers = self._student.layers_of(self.infos[index].block)
+        last = wanted[layers.stop - 1] if layers.stop <= len(wanted) else None
+        if last is not None and index == layers.start and last.weights is not None:
+            self._student.unpack_block(index, last.weights)
+            self._built = last
+            return
+        decision = wanted[index].decision
+        assert decision is not None
+        self._compress(index, decision.choice)
+        self._finetune(index, decision.alpha)
+        self._finish(wanted[index])
 
-        Which minibatches are taken depends on ``index`` alone, so that equal choices give equal students. Where a loss
-        is no number, the block is put back to what it was before.
+    def _finish(self, node: Node) -> None:
+        """The student is at ``node``; keep its block's weights if that is the block's last layer."""
+        self._built = node
+        index = node.depth - 1
+        ends = index == self._student.layers_of(self.infos[index].block).stop - 1
+        if self.shortcuts.prefixes and ends and self.finetune_scope != "all" and node.weights is None:
+            self.table.keep_weights(node, self._student.pack_block(index))
+
+    # ---- one step
+
+    def compress(self, choice: Choice) -> None:
+        """Prune and quantize the next layer."""
+        self._catch_up()
+        if not self.shortcuts.in_place:
+            self._student = self._student.copy()
+        self._compress(self.node.depth, choice)
+
+    def finetune(self, alpha: float) -> Tensor:
+        """A few gradient steps with the AKD loss on the block of the layer that was compressed.
+
+        Which minibatches are taken depends on the layer alone, so that equal choices give equal students. Where a loss
+        is no number, the block gets back what it had before.
 
         :param alpha: share of the task loss
-        :return: whether the losses stayed finite
+        :return: bool scalar, whether the losses stayed finite
         """
-        if not self.finetune_steps:
-            return True
-        modules = self.student.modules_of(self.finetune_scope, index)
-        picked = [(index * self.finetune_steps + i) % len(self._pool.batches) for i in range(self.finetune_steps)]
-        stages, start = self.student.stages, self._pool.at
-        inputs = [(self._pool.batches[i], self._pool.state(stages, i), self._teacher_outputs[i]) for i in picked]
-        before = [_parameters(module) for module in modules]
-        finite = finetune_block(
-            self.student, stages, modules, start, inputs, self.criterion, alpha, self.rates, self.bfloat16
-        ) and all(bool(p.isfinite().all()) for module in modules for p in module.parameters(recurse=False))
-        if not finite:
-            self._put_back(modules, before)
-        return finite
+        return self._finetune(self.node.depth, alpha)
 
-    @torch.no_grad()
-    def _put_back(self, modules: Sequence[nn.Module], before: Sequence[dict[str, torch.Tensor]]) -> None:
-        for module, values in zip(modules, before, strict=True):
-            for name, value in values.items():
-                getattr(module, name).copy_(value)
-        for layer in self.student.layers:
-            layer.store()
+    def measure(self, choice: Choice, alpha: float, finite: Tensor) -> Outcome:
+        """The student's accuracy on the search split, noted for the decision that was taken.
+
+        :param finite: of ``finetune``
+        """
+        outcome = Outcome(self.accuracy(), bool(finite))
+        self.node = self.table.add(self.node, Decision(choice, alpha), outcome)
+        self._finish(self.node)
+        return outcome
+
+    def _compress(self, index: int, choice: Choice) -> None:
+        for kept in (self._search, self._pool):
+            kept.enter(self._routes[self.infos[index].block])
+        self._student.compress(index, choice)
+
+    def _finetune(self, index: int, alpha: float) -> Tensor:
+        if not self.finetune_steps:
+            return torch.tensor(True)
+        modules = self._student.modules_of(self.finetune_scope, index)
+        picked = [(index * self.finetune_steps + i) % len(self._pool.batches) for i in range(self.finetune_steps)]
+        losses = [partial(self._loss, i, alpha) for i in picked]
+        self._student.touch(modules)
+        return finetune_block(self._student, modules, losses, self.rates, self.shortcuts.block_gradient)
+
+    def _loss(self, index: int, alpha: float) -> Tensor:
+        """The AKD loss on one batch of the pool."""
+        batch = self._pool.batches[index]
+        teacher = self._teacher_outputs[index] if self.shortcuts.teacher else self._distil(batch)
+        outputs = float32_outputs(self._forward(index), batch.images.device, self.bfloat16)
+        return akd_loss(self.task, self.criterion, alpha, outputs, batch, teacher)
+
+    def _forward(self, index: int) -> Callable[[], State]:
+        """The student's forward pass on one batch of the pool."""
+        stages, route = self._student.stages, self._pool.route
+        if self.shortcuts.resume or self.shortcuts.block_gradient:
+            state = self._pool.state(stages, index)
+        else:
+            state = run(stages, {"images": self._pool.batches[index].images}, 0, route.start)
+        return lambda: route.finish(stages, state)
 
     @torch.no_grad()
     def accuracy(self) -> float:
         """The student's metric over the teacher's on the search split; NaN where outputs are no numbers."""
-        stages, task = self.student.stages, self.task
-        predictions = []
-        for batch, state in self._search.each(stages):
-            outputs = run(stages, state, self._search.at)
-            if not all(bool(item.tensor.isfinite().all()) for item in task.distilled(outputs)):
+        teacher = self.teacher_metric
+        if not self.shortcuts.teacher:
+            teacher = evaluate(self.task, self._teacher_stages, "search")
+        return self._student_metric() / teacher
+
+    def _student_metric(self) -> float:
+        stages, task = self._student.stages, self.task
+        quick = quick_form(task) if self.shortcuts.metric else None
+        predictions: list[Any] = []
+        finite: list[Tensor] = []
+        for index, batch in enumerate(self._search.batches):
+            outputs = self._search.route.finish(stages, self._search.state(stages, index))
+            finite += [item.tensor.isfinite().all() for item in task.distilled(outputs)]
+            if quick is not None:
+                predictions.append(quick.quick_predictions(outputs, batch))
+            elif all(finite):
+                predictions.append(task.predictions(outputs, batch))
+            else:
                 return math.nan
-            predictions.append(task.predictions(outputs, batch))
-        return task.metric(predictions, "search") / self.teacher_metric
+        if quick is None:
+            return task.metric(predictions, "search")
+        return quick.quick_metric(predictions) if bool(torch.stack(finite).all()) else math.nan
 
+    # ---- pickling
 
-def _parameters(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+    def __getstate__(self) -> dict[str, Any]:
+        """The table stays behind: it is only a shortcut."""
+        state = dict(self.__dict__)
+        for name in ("_teacher_stages", "node", "_built"):
+            del state[name]
+        return {**state, "decisions": self.node.decisions(), "built": self._built.decisions()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        decisions, built = state.pop("decisions"), state.pop("built")
+        self.__dict__.update(state)
+        self._teacher_stages = self.task.stages(self.task.teacher)
+        self.go_to(built)
+        self._built = self.node
+        self.go_to(decisions)

@@ -1,6 +1,8 @@
 """The Gymnasium environment: one step quantizes and prunes one layer, repairs it by distillation and is rewarded."""
 
+import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -12,18 +14,38 @@ from detectors.errors import InputError
 from hsq_env.actions import ACTION_SPACES, ActionCodec
 from hsq_env.budget import Budget, nearest_allowed
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
-from hsq_env.compressor import FINETUNE_SCOPES, Compressor
+from hsq_env.compressor import FINETUNE_SCOPES, TABLE_MEGABYTES, Compressor
 from hsq_env.file import student_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
+from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
 from hsq_env.sensitivity import sensitivity
+from hsq_env.shortcuts import Shortcuts
 from hsq_env.size import layer_bytes, size_table
 from hsq_env.student import Student
 from hsq_env.task import Task
 
 Observation = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EnvState:
+    """A place in an episode.
+
+    :param executed: index of the choice of every decided layer
+    :param alphas: share of the task loss in each of those steps
+    :param accuracy: after the last of them
+    :param alpha: of the steps to come
+    :param beta: weight of accuracy in the rewards to come
+    """
+
+    executed: tuple[int, ...]
+    alphas: tuple[float, ...]
+    accuracy: float
+    alpha: float
+    beta: float
 
 
 class HSQEnv(gym.Env[Observation, Any]):
@@ -92,7 +114,8 @@ class HSQEnv(gym.Env[Observation, Any]):
     - `learning_rates`: of the brief fine-tuning, a `hsq_env.finetuning.LearningRates`
     - `activation_bits`: 8, another number, `"match"` for the layer's weight bits, None for float32 activations
     - `sparsity_pattern`: `"unstructured"` or `"n:m"` (3:4, 2:4, 1:4)
-    - `resume`: False runs every forward pass from the images, with equal rewards
+    - `shortcuts`: a `hsq_env.shortcuts.Shortcuts`, what a step may reuse; none changes a reward
+    - `table_megabytes`: memory for what came of choices made before, so that repeating them costs nothing
     - `bfloat16`: fine-tune under bfloat16 autocast, twice as fast on processors with AMX and on GPUs
     - `sensitivities`: (layers, choices), measured on first use and kept on disk when None
     - `render_mode`: `"ansi"` or `"rgb_array"`
@@ -118,7 +141,8 @@ class HSQEnv(gym.Env[Observation, Any]):
         learning_rates: LearningRates = BRIEF_RATES,
         activation_bits: int | str | None = 8,
         sparsity_pattern: str = "unstructured",
-        resume: bool = True,
+        shortcuts: Shortcuts | None = None,
+        table_megabytes: float = TABLE_MEGABYTES,
         bfloat16: bool = False,
         sensitivities: NDArray[np.float64] | None = None,
         render_mode: str | None = None,
@@ -130,6 +154,8 @@ class HSQEnv(gym.Env[Observation, Any]):
         _check_known("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         _check_share("alpha", alpha)
         _check_share("beta", beta)
+        if not 0 <= table_megabytes < math.inf:
+            raise InputError(f"table_megabytes is {table_megabytes!r}: give 0 or more (--table-megabytes).")
         if activation_bits not in (None, "match", *range(2, 9)):
             raise InputError(f"activation_bits is {activation_bits!r}: give 2 to 8, 'match' or None.")
         self.task, self.reward, self.alpha, self.beta, self.render_mode = task, reward, alpha, beta, render_mode
@@ -142,7 +168,8 @@ class HSQEnv(gym.Env[Observation, Any]):
             learning_rates,
             activation_bits,
             sparsity_pattern,
-            resume,
+            shortcuts,
+            table_megabytes,
             bfloat16=bfloat16,
         )
         self.layers = self.compressor.infos
@@ -160,20 +187,19 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
         self._executed: list[int] = []
         self._accuracy = 1.0
+        self._steps = self._visited_steps = 0
 
     def _measure_fixed_bytes(self) -> int:
         """Bytes of the file apart from the layers: the plan with the longest header is packed once and weighed.
 
         Other plans take some bytes less, so that the ratio of a file is never below the one that is reported.
         """
-        student = self.compressor.student
+        student = self.compressor.student.copy()
         longest = max(
             range(len(self.choices)), key=lambda i: (len(str(self.choices[i].sparsity)), self.choices[i].bits)
         )
         student.apply(Plan(tuple(i.name for i in self.layers), (self.choices[longest],) * len(self.layers)))
-        total = len(student_bytes(student))
-        student.reset()
-        return total - int(self.sizes[:, longest].sum())
+        return len(student_bytes(student)) - int(self.sizes[:, longest].sum())
 
     @property
     def index(self) -> int:
@@ -194,6 +220,11 @@ class HSQEnv(gym.Env[Observation, Any]):
     def ratio(self) -> float:
         """Teacher file over student file, undecided layers counted in float32."""
         return self.teacher_bytes / (self.spent_bytes + sum(self._float_sizes[self.index :]) + self.fixed_bytes)
+
+    @property
+    def steps_taken(self) -> tuple[int, int]:
+        """Steps since the environment or the fork that it is was made, and how many the table answered."""
+        return self._steps, self._visited_steps
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which choices of the layer to come the budget allows, (choices,); all, once the episode has ended."""
@@ -218,10 +249,14 @@ class HSQEnv(gym.Env[Observation, Any]):
         if self.index == len(self.layers):
             raise gym.error.ResetNeeded("The episode has ended: call reset() before step().")
         executed = self._decode(action)
-        self.compressor.compress(self.index, self.choices[executed])
-        finite = self.compressor.finetune(self.index, self.alpha)
-        accuracy = self.compressor.accuracy()
-        outcome = self._record(executed, accuracy, diverged=not finite or math.isnan(accuracy))
+        choice = self.choices[executed]
+        measured = self.compressor.known(choice, self.alpha)  # the same choices again cost nothing
+        self._steps, self._visited_steps = self._steps + 1, self._visited_steps + (measured is not None)
+        if measured is None:
+            self.compressor.compress(choice)
+            finite = self.compressor.finetune(self.alpha)
+            measured = self.compressor.measure(choice, self.alpha, finite)
+        outcome = self._record(executed, measured)
         terms = reward_terms(self.reward, outcome, self.beta)
         info = {
             "executed_action": action if self.actions.decode(action) == executed else self.actions.encode(executed),
@@ -237,11 +272,11 @@ class HSQEnv(gym.Env[Observation, Any]):
         """The index of the choice to execute: the asked one, or the nearest that can still meet the budget."""
         return nearest_allowed(self.actions.decode(action), self.choices, self.allowed())
 
-    def _record(self, executed: int, accuracy: float, diverged: bool) -> StepOutcome:
+    def _record(self, executed: int, measured: Outcome) -> StepOutcome:
         """Note the choice as made, and what came of it."""
         layer = self.index
         self._executed.append(executed)
-        self._accuracy = 0.0 if math.isnan(accuracy) else accuracy
+        self._accuracy = 0.0 if math.isnan(measured.accuracy) else measured.accuracy
         floats = self._float_sizes[layer]
         return StepOutcome(
             accuracy=self._accuracy,
@@ -250,7 +285,7 @@ class HSQEnv(gym.Env[Observation, Any]):
             model_share=floats / sum(self._float_sizes) * len(self.layers),
             last=self.index == len(self.layers),
             student_share=1 / self.ratio,
-            diverged=diverged,
+            diverged=not measured.finite or math.isnan(measured.accuracy),
         )
 
     def _observation(self) -> Observation:
@@ -285,6 +320,47 @@ class HSQEnv(gym.Env[Observation, Any]):
             setattr(self, name, float(value))
         self.compressor.reset()
         self._executed, self._accuracy = [], 1.0
+        return self._observation(), self._state_info()
+
+    def fork(self) -> "HSQEnv":
+        """An independent copy at the same place in the episode.
+
+        What no step changes is shared (task, teacher's outputs, kept states, sensitivities), and so is the table of
+        visited prefixes, so that a tree search pays for every prefix once.
+        """
+        other = copy.copy(self)
+        other.compressor = self.compressor.fork()
+        other._executed, other._steps, other._visited_steps = list(self._executed), 0, 0
+        other.action_space = copy.deepcopy(self.action_space)  # each samples on its own
+        other.observation_space = copy.deepcopy(self.observation_space)
+        other._np_random = copy.deepcopy(self._np_random)
+        return other
+
+    def get_state(self) -> EnvState:
+        """Where the episode stands, in a small record that can be pickled and given to any equal environment."""
+        return EnvState(
+            tuple(self._executed),
+            tuple(decision.alpha for decision in self.compressor.node.decisions()),
+            self._accuracy,
+            self.alpha,
+            self.beta,
+        )
+
+    def set_state(self, state: EnvState) -> tuple[Observation, dict[str, Any]]:
+        """Go to where ``get_state`` was called, forwards or backwards.
+
+        :return: the observation and the information of the layer to come, as from ``reset``
+        :raises InputError: if the record belongs to another problem
+        """
+        if len(state.executed) > len(self.layers) or not all(0 <= i < len(self.choices) for i in state.executed):
+            raise InputError(
+                f"This state has {len(state.executed)} decisions that do not fit {len(self.layers)} layers with "
+                f"{len(self.choices)} choices each: give a state of an environment with the same settings."
+            )
+        made = [Decision(self.choices[i], a) for i, a in zip(state.executed, state.alphas, strict=True)]
+        self.compressor.go_to(made)
+        self._executed, self._accuracy = list(state.executed), state.accuracy
+        self.alpha, self.beta = state.alpha, state.beta
         return self._observation(), self._state_info()
 
     def choices_so_far(self) -> list[Choice]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from hsq_env.distillation import AKD
 from hsq_env.layers import CompressedLayer, tuning
 from hsq_env.states import run
 from hsq_env.student import Student
-from hsq_env.task import Batch, Distilled, Stage, State, Task
+from hsq_env.task import Batch, Distilled, State, Task
 
 GRADIENT_CLIP = 5.0  # norm over everything trained
 WARMUP = 0.05  # share of the long fine-tuning with a rising learning rate
@@ -41,12 +42,16 @@ class LearningRates:
                 if name == "scale_factor":
                     scales += [parameter] if chosen else []
                 elif parameter.dim() > 1:
-                    spread = parameter.detach().std(correction=0).item()
-                    weights.append({"params": [parameter], "lr": self.weights * spread})
+                    weights.append({"params": [parameter], "lr": self.weights * _spread(module, parameter)})
                 else:
                     biases.append(parameter)
         groups = [*weights, {"params": scales, "lr": self.scales}, {"params": biases, "lr": self.biases}]
         return [group for group in groups if group["params"]]
+
+
+def _spread(module: nn.Module, parameter: Tensor) -> float:
+    """The standard deviation of a weight, a layer's as the teacher has it."""
+    return module.spread if isinstance(module, CompressedLayer) else parameter.detach().std(correction=0).item()
 
 
 BRIEF_RATES = LearningRates(weights=0.005, scales=3e-3, biases=1e-3)
@@ -61,19 +66,75 @@ def akd_loss(
     return loss + alpha * task.task_loss(outputs, batch) if alpha else loss
 
 
-def _outputs(stages: Sequence[Stage], state: State, start: int, bfloat16: bool) -> State:
-    """The last stage's state in float32, computed in bfloat16 where asked for."""
+def float32_outputs(forward: Callable[[], State], device: torch.device, bfloat16: bool) -> State:
+    """What a forward pass gives, in float32, computed under bfloat16 autocast where asked for."""
     if not bfloat16:
-        return run(stages, state, start)
-    device = next(t for t in _tensors(state)).device.type
-    with torch.autocast(device, torch.bfloat16):
-        outputs = run(stages, state, start)
+        return forward()
+    with torch.autocast(device.type, torch.bfloat16):
+        outputs = forward()
     return {k: [t.float() for t in v] if isinstance(v, list) else v.float() for k, v in outputs.items()}
 
 
-def _tensors(state: State) -> Iterator[Tensor]:
-    for value in state.values():
-        yield from value if isinstance(value, list) else [value]
+@contextmanager
+def training(student: Student, modules: Sequence[nn.Module], parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients for ``parameters``, fake-quantized weights in ``modules``; rounded, stored ones again after."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with tuning([layer for layer in student.layers if layer in set(modules)]), torch.enable_grad():
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+def everything_computed_with(student: Student) -> list[Tensor]:
+    """All tensors that a forward pass multiplies or adds: parameters, and what decided layers have made of them."""
+    stored = [t for layer in student.layers for t in (layer.stored_weight, layer.stored_bias) if t is not None]
+    return [*student.model.parameters(), *stored]
+
+
+def finetune_block(
+    student: Student,
+    modules: Sequence[nn.Module],
+    losses: Sequence[Callable[[], Tensor]],
+    rates: LearningRates = BRIEF_RATES,
+    stop_at_block: bool = True,
+) -> Tensor:
+    """One gradient step per loss on ``modules`` alone.
+
+    Where a loss, or a parameter afterwards, is no number, the modules get back what they had before. Nothing here waits
+    for an accelerator.
+
+    :param losses: each runs a forward pass and gives a scalar
+    :param stop_at_block: False lets the backward pass go through everything that the forward pass computed with
+    :return: bool scalar, whether everything stayed finite
+    """
+    groups = rates.groups(modules)
+    parameters = [p for group in groups for p in group["params"]]
+    if not parameters:
+        return torch.tensor(True)
+    before = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.Adam(groups)
+    wanted = parameters if stop_at_block else [*parameters, *everything_computed_with(student)]
+    finite = torch.ones((), dtype=torch.bool, device=parameters[0].device)
+    with training(student, modules, wanted):
+        for loss_of in losses:
+            loss = loss_of()
+            finite = finite & loss.detach().isfinite()
+            if finite.device.type == "cpu" and not finite:
+                break  # looking costs nothing here
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+            optimizer.step()
+        with torch.no_grad():
+            for parameter in parameters:
+                finite = finite & parameter.isfinite().all()
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(torch.where(finite, parameter, value))
+    return finite
 
 
 def _take_steps(
@@ -82,7 +143,7 @@ def _take_steps(
     rates: LearningRates,
     steps: int,
     loss_of: Callable[[int], Tensor],
-    factor: Callable[[int], float] = lambda step: 1.0,
+    factor: Callable[[int], float],
 ) -> bool:
     """Adam steps on the parameters of ``modules``; stops at the first loss that is no number.
 
@@ -93,50 +154,17 @@ def _take_steps(
     parameters = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with tuning([layer for layer in student.layers if layer in set(modules)]), torch.enable_grad():
-            for step in range(steps):
-                loss = loss_of(step)
-                if not math.isfinite(loss.item()):
-                    return False
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
-                optimizer.step()
-                schedule.step()
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
+    with training(student, modules, parameters):
+        for step in range(steps):
+            loss = loss_of(step)
+            if not math.isfinite(loss.item()):
+                return False
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+            optimizer.step()
+            schedule.step()
     return True
-
-
-def finetune_block(
-    student: Student,
-    stages: Sequence[Stage],
-    modules: Sequence[nn.Module],
-    start: int,
-    inputs: Sequence[tuple[Batch, State, Sequence[Distilled]]],
-    criterion: AKD,
-    alpha: float,
-    rates: LearningRates = BRIEF_RATES,
-    bfloat16: bool = False,
-) -> bool:
-    """One gradient step per input on ``modules`` alone, the forward pass starting at stage ``start``.
-
-    :param inputs: per step a batch, its state before ``start`` and what the teacher gives for it
-    :param bfloat16: run the forward and backward passes under autocast; weights stay float32
-    :return: whether the losses stayed finite; the student is as the last finite step left it
-    """
-
-    def loss_of(step: int) -> Tensor:
-        batch, state, teacher = inputs[step]
-        outputs = _outputs(stages, state, start, bfloat16)
-        return akd_loss(student.task, criterion, alpha, outputs, batch, teacher)
-
-    return _take_steps(student, modules, rates, len(inputs), loss_of)
 
 
 def finetune_all(
@@ -153,7 +181,7 @@ def finetune_all(
     :param steps: gradient steps, each on ``task.long_finetuning(step)``
     :param alpha: share of the task loss
     :param on_step: called before each step, for progress
-    :param bfloat16: see ``finetune_block``
+    :param bfloat16: run forward and backward passes under autocast; weights stay float32
     :return: whether the losses stayed finite
     """
     task, criterion = student.task, criterion or AKD()
@@ -166,10 +194,11 @@ def finetune_all(
 
     def loss_of(step: int) -> Tensor:
         batch = task.long_finetuning(step)
+        state, device = {"images": batch.images}, batch.images.device
         with torch.no_grad():
-            teacher = task.distilled(_outputs(teacher_stages, {"images": batch.images}, 0, bfloat16))
+            teacher = task.distilled(float32_outputs(lambda: run(teacher_stages, state), device, bfloat16))
         on_step(step)
-        outputs = _outputs(student.stages, {"images": batch.images}, 0, bfloat16)
+        outputs = float32_outputs(lambda: run(student.stages, state), device, bfloat16)
         return akd_loss(task, criterion, alpha, outputs, batch, teacher)
 
     return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor)

@@ -2,14 +2,60 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsq_env.choices import Choice
 from hsq_env.pruning import magnitude_mask
 from hsq_env.quantizers import ActivationRange, best_scale, dequantize, fake_quantize, quantize, storable, weight_levels
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a choice makes of a layer's latent weights.
+
+    :param mask: bool of the weight's shape, True where a weight survives; None if all do
+    :param scale: per output channel, (C,)
+    """
+
+    mask: Tensor | None
+    scale: Tensor
+
+
+def pack_mask(mask: Tensor | None) -> NDArray[np.uint8] | None:
+    """Eight weights to a byte."""
+    return None if mask is None else np.packbits(mask.cpu().numpy().reshape(-1))
+
+
+def unpack_mask(packed: NDArray[np.uint8] | None, weight: Tensor) -> Tensor | None:
+    """The inverse of ``pack_mask``, for a weight of the mask's shape and on its device."""
+    if packed is None:
+        return None
+    bits = np.unpackbits(packed, count=weight.numel()).view(np.bool_)
+    return torch.from_numpy(bits).reshape(weight.shape).to(weight.device)
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """What a layer with a choice computes with: codes (int8), mask (bits), scales, bias (float32)."""
+
+    choice: Choice
+    activations: tuple[ActivationRange, ...]
+    codes: Tensor
+    mask: NDArray[np.uint8] | None
+    scale: Tensor
+    bias: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory."""
+        arrays = (self.codes, self.mask, self.scale, self.bias)
+        return sum(a.nbytes for a in arrays if a is not None)
 
 
 class CompressedLayer(nn.Module):
@@ -25,8 +71,8 @@ class CompressedLayer(nn.Module):
     base_scale: Tensor
     mask: Tensor | None
     codes: Tensor | None
-    _stored_weight: Tensor | None
-    _stored_bias: Tensor | None
+    stored_weight: Tensor | None
+    stored_bias: Tensor | None
 
     def init_compression(self) -> None:
         """Add the state of a choice to a layer that has its weights already."""
@@ -34,21 +80,37 @@ class CompressedLayer(nn.Module):
         self.activations: tuple[ActivationRange, ...] = ()
         self._call = 0
         self.tuning = False
+        # of the teacher's weights: learning rates are relative to it, and nobody waits for a device to hear it
+        self.spread = self.weight.detach().std(correction=0).item()
         ones = torch.ones(self.weight.shape[0], device=self.weight.device)
         self.scale_factor = nn.Parameter(ones, requires_grad=False)
         self.register_buffer("base_scale", ones.clone())
-        for name in ("mask", "codes", "_stored_weight", "_stored_bias"):  # follow the model to its device
+        for name in ("mask", "codes", "stored_weight", "stored_bias"):  # follow the model to its device
             self.register_buffer(name, None, persistent=False)
 
     @torch.no_grad()
-    def compress(self, choice: Choice, activations: tuple[ActivationRange, ...], pattern: str) -> None:
+    def variant(self, choice: Choice, pattern: str) -> Variant:
+        """What a choice makes of the latent weights as they are: prune, then find scales for the survivors."""
+        mask = magnitude_mask(self.weight, choice.sparsity, pattern)
+        return Variant(mask, best_scale(self.weight, mask, weight_levels(choice), choice.bits))
+
+    @torch.no_grad()
+    def compress(
+        self,
+        choice: Choice,
+        activations: tuple[ActivationRange, ...],
+        pattern: str,
+        variant: Variant | None = None,
+    ) -> None:
         """Prune, then quantize the survivors, starting from the latent weights as they are.
 
         :param activations: the input's range at each call in a forward pass; empty for float32 activations
+        :param variant: of this choice and these weights, if it was made before
         """
+        variant = variant or self.variant(choice, pattern)
         self.choice, self.activations, self._call = choice, activations, 0
-        self.mask = magnitude_mask(self.weight, choice.sparsity, pattern)
-        self.base_scale.copy_(best_scale(self.weight, self.mask, weight_levels(choice), choice.bits))
+        self.mask = variant.mask
+        self.base_scale.copy_(variant.scale)
         self.scale_factor.fill_(1.0)
         self.store()
 
@@ -66,8 +128,8 @@ class CompressedLayer(nn.Module):
         self._set_stored(dequantize(self.codes, scale, levels))
 
     def _set_stored(self, weight: Tensor) -> None:
-        self._stored_weight = weight if self.mask is None else weight.masked_fill(~self.mask, 0.0)
-        self._stored_bias = None if self.bias is None else self.bias.detach().half().float()
+        self.stored_weight = weight if self.mask is None else weight.masked_fill(~self.mask, 0.0)
+        self.stored_bias = None if self.bias is None else self.bias.detach().half().float()
 
     @torch.no_grad()
     def load_stored(
@@ -85,16 +147,36 @@ class CompressedLayer(nn.Module):
         self.base_scale.copy_(scale)
         self.scale_factor.fill_(1.0)
         self._set_stored(dequantize(self.codes, scale.to(device), weight_levels(choice)))
-        assert self._stored_weight is not None
-        self.weight.copy_(self._stored_weight)
+        assert self.stored_weight is not None
+        self.weight.copy_(self.stored_weight)
+
+    def pack(self) -> PackedLayer:
+        """What the layer computes with outside of fine-tuning, in little memory; it must have a choice."""
+        assert self.choice is not None and self.codes is not None
+        bias = None if self.bias is None else self.bias.detach().clone()
+        scale = self.scale().detach()
+        return PackedLayer(self.choice, self.activations, self.codes, pack_mask(self.mask), scale, bias)
+
+    @torch.no_grad()
+    def unpack(self, packed: PackedLayer) -> None:
+        """The inverse of ``pack``; the latent weights become the rounded ones."""
+        if self.bias is not None and packed.bias is not None:
+            self.bias.copy_(packed.bias)
+        mask = unpack_mask(packed.mask, self.weight)
+        self.load_stored(packed.choice, packed.activations, packed.codes, mask, packed.scale)
+
+    def forget(self) -> None:
+        """Compute as the teacher's layer again, once the weights are the teacher's."""
+        self.choice, self.mask, self.activations = None, None, ()
+        self.codes = self.stored_weight = self.stored_bias = None
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """What the forward pass computes with."""
         if self.choice is None:
             return self.weight, self.bias
         if not self.tuning:
-            assert self._stored_weight is not None
-            return self._stored_weight, self._stored_bias
+            assert self.stored_weight is not None
+            return self.stored_weight, self.stored_bias
         weight = fake_quantize(self.weight, self.base_scale * self.scale_factor, weight_levels(self.choice))
         return (weight if self.mask is None else weight * self.mask), self.bias
 
@@ -125,7 +207,7 @@ class CompressedLayer(nn.Module):
         for name in ("weight", "bias", "scale_factor", "base_scale"):
             if snapshot[name] is not None:
                 getattr(self, name).copy_(snapshot[name])
-        self.codes = self._stored_weight = self._stored_bias = None
+        self.codes = self.stored_weight = self.stored_bias = None
         self.store()
 
 
@@ -142,7 +224,10 @@ class CompressedLinear(CompressedLayer, nn.Linear):  # type: ignore[misc]  # tor
 
     def forward(self, x: Tensor) -> Tensor:
         """:param x: (..., in_features)"""
-        return nn.functional.linear(self.quantized_input(x), *self.weight_and_bias())
+        x = self.quantized_input(x)
+        if torch.is_grad_enabled():
+            x = x.contiguous()  # else torch's kernel, and the last bit, depend on whether the weight wants a gradient
+        return nn.functional.linear(x, *self.weight_and_bias())
 
 
 COMPRESSIBLE: dict[type[nn.Module], type[CompressedLayer]] = {

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from detectors.cache import cache_folder
 from hsq_env.choices import Choice
 from hsq_env.distillation import AKD
-from hsq_env.states import KeptStates, run
+from hsq_env.states import Dependencies, KeptStates, run
 from hsq_env.student import LayerInfo, Student
 from hsq_env.task import Task
 
@@ -33,18 +33,21 @@ def measure_sensitivity(
     """
     student, criterion = Student(task, infos, activation_bits, pattern), AKD()
     kept = KeptStates(task.calibration())
+    dependencies = Dependencies(student.stages, kept.batches[0])
     teacher_stages = task.stages(task.teacher)
     teacher = [task.distilled(run(teacher_stages, {"images": batch.images})) for batch in kept.batches]
     table = np.full((len(infos), len(choices)), np.nan)
     for index, info in enumerate(tqdm(infos, "sensitivities", disable=None, leave=False)):
-        kept.advance(student.stages, info.stage)
+        kept.enter(dependencies.route(range(info.stage, info.stage + 1)))
         layer = student.layers[index]
         before = layer.snapshot()
         for column, choice in enumerate(choices):
             student.compress(index, choice)
             losses = [
-                criterion.loss(task.distilled(run(student.stages, state, info.stage)), expected).item()
-                for (_, state), expected in zip(kept.each(student.stages), teacher, strict=True)
+                criterion.loss(
+                    task.distilled(kept.route.finish(student.stages, kept.state(student.stages, batch))), expected
+                ).item()
+                for batch, expected in enumerate(teacher)
             ]
             table[index, column] = max(float(np.mean(losses)), 0.0)
             layer.restore(before)

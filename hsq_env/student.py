@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsq_env.choices import Choice, Plan
-from hsq_env.layers import CompressedLayer, make_compressible
+from hsq_env.layers import CompressedLayer, PackedLayer, Variant, make_compressible, pack_mask, unpack_mask
 from hsq_env.quantizers import ActivationRange, activation_range
 from hsq_env.task import Batch, Stage, Task
 
@@ -120,6 +122,36 @@ def _layer_info(
     )
 
 
+@dataclass(frozen=True)
+class PackedVariant:
+    """A ``Variant`` in an eighth of its memory."""
+
+    mask: NDArray[np.uint8] | None
+    scale: Tensor
+
+    @classmethod
+    def of(cls, variant: Variant) -> "PackedVariant":
+        """Pack."""
+        return cls(pack_mask(variant.mask), variant.scale)
+
+    def unpacked(self, weight: Tensor) -> Variant:
+        """For a layer's weight."""
+        return Variant(unpack_mask(self.mask, weight), self.scale)
+
+
+@dataclass(frozen=True)
+class PackedBlock:
+    """A finished block: what its layers and its other modules compute with."""
+
+    layers: list[PackedLayer]
+    rest: list[Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory."""
+        return sum(layer.nbytes for layer in self.layers) + sum(tensor.nbytes for tensor in self.rest)
+
+
 class Student:
     """A copy of the teacher that takes choices one layer at a time.
 
@@ -127,6 +159,7 @@ class Student:
     :param infos: of ``trace_layers``
     :param activation_bits: of every chosen layer's input; None leaves them in float32, "match" takes the weights' bits
     :param pattern: of sparsity, "unstructured" or "n:m"
+    :param keep_variants: make the variants of untouched layers once
     """
 
     def __init__(
@@ -135,25 +168,94 @@ class Student:
         infos: Sequence[LayerInfo],
         activation_bits: int | str | None = ACTIVATION_BITS,
         pattern: str = "unstructured",
+        keep_variants: bool = False,
     ) -> None:
         self.task, self.infos = task, tuple(infos)
         self.activation_bits, self.pattern = activation_bits, pattern
+        self.keep_variants = keep_variants
         self.model = make_compressible(copy.deepcopy(task.teacher))
-        modules = dict(self.model.named_modules())
-        self.layers: list[CompressedLayer] = [modules[info.name] for info in infos]
-        self.stages: Sequence[Stage] = task.stages(self.model)
-        self._block_stages = _stages_by_block(self.stages)
         self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self._variants: dict[tuple[int, Choice], PackedVariant] = {}
+        self._touched: set[nn.Module] = set()  # modules that are not as the teacher has them any more
+        self._bind()
+
+    def _bind(self) -> None:
+        modules = dict(self.model.named_modules())
+        self.layers: list[CompressedLayer] = [modules[info.name] for info in self.infos]
+        self.stages: Sequence[Stage] = self.task.stages(self.model)
+        self._block_stages = _stages_by_block(self.stages)
+        names = [info.block for info in self.infos]
+        self._block_layers = {name: range(names.index(name), names.index(name) + names.count(name)) for name in names}
+        self._block_modules = {info.block: self._modules_of_block(info.block) for info in self.infos}
+
+    def copy(self) -> "Student":
+        """An independent student with the same weights and choices; what nothing changes is shared."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        names = {module: name for name, module in self.model.named_modules()}
+        other._touched = {other.model.get_submodule(names[module]) for module in self._touched}
+        other._bind()
+        return other
 
     def reset(self) -> None:
         """Back to the teacher's weights, no layer chosen."""
         self.model.load_state_dict(self._initial)
+        self._touched.clear()
         for layer in self.layers:
-            layer.choice, layer.mask, layer.activations = None, None, ()
+            layer.forget()
+
+    @torch.no_grad()
+    def reset_modules(self, modules: Sequence[nn.Module]) -> None:
+        """The same for some modules."""
+        names = {module: name for name, module in self.model.named_modules()}
+        for module in modules:
+            for key, parameter in module.named_parameters(recurse=False):
+                parameter.copy_(self._initial[f"{names[module]}.{key}"])
+            if isinstance(module, CompressedLayer):
+                module.forget()
+        self._touched -= set(modules)
+
+    def touch(self, modules: Sequence[nn.Module]) -> None:
+        """Say that modules are about to be trained."""
+        self._touched |= set(modules)
 
     def compress(self, index: int, choice: Choice) -> None:
         """Prune and quantize one layer from its present latent weights."""
-        self.layers[index].compress(choice, self.activation(index, choice), self.pattern)
+        self.layers[index].compress(
+            choice, self.activation(index, choice), self.pattern, self._kept_variant(index, choice)
+        )
+
+    def _kept_variant(self, index: int, choice: Choice) -> Variant | None:
+        layer = self.layers[index]
+        if not self.keep_variants or layer in self._touched:
+            return None
+        key = (index, choice)
+        if key not in self._variants:
+            self._variants[key] = PackedVariant.of(layer.variant(choice, self.pattern))
+        return self._variants[key].unpacked(layer.weight)
+
+    def pack_block(self, index: int) -> "PackedBlock":
+        """The block of layer ``index``, all of whose layers have choices, as the file would hold it."""
+        modules = self.modules_of("block", index)
+        layers = [m.pack() for m in modules if isinstance(m, CompressedLayer)]
+        rest = [m for m in modules if not isinstance(m, CompressedLayer)]
+        return PackedBlock(layers, [p.detach().clone() for m in rest for p in m.parameters(recurse=False)])
+
+    @torch.no_grad()
+    def unpack_block(self, index: int, packed: "PackedBlock") -> None:
+        """The inverse of ``pack_block``: outputs are the same bit for bit; latent weights are the rounded ones."""
+        modules = self.modules_of("block", index)
+        self.touch(modules)
+        layers = [m for m in modules if isinstance(m, CompressedLayer)]
+        for layer, kept in zip(layers, packed.layers, strict=True):
+            layer.unpack(kept)
+        rest = [p for m in modules if not isinstance(m, CompressedLayer) for p in m.parameters(recurse=False)]
+        for parameter, value in zip(rest, packed.rest, strict=True):
+            parameter.copy_(value)
+
+    def layers_of(self, block: str) -> range:
+        """Indices of the layers of a block."""
+        return self._block_layers[block]
 
     def activation(self, index: int, choice: Choice) -> tuple[ActivationRange, ...]:
         """The input ranges of a layer under a choice, one per call in a forward pass; none for float32 activations."""
@@ -187,12 +289,11 @@ class Student:
             return [self.layers[index]]
         if scope == "all":
             return [m for m in self.model.modules() if any(True for _ in m.parameters(recurse=False))]
-        block = self.infos[index].block
-        names = [info.name for info in self.infos if info.block == block]
-        return self._with_norms(names)
+        return self._block_modules[self.infos[index].block]
 
-    def _with_norms(self, names: Sequence[str]) -> list[nn.Module]:
-        """The named layers and every module with parameters that stands between the first and the last of them."""
+    def _modules_of_block(self, block: str) -> list[nn.Module]:
+        """The layers of a block and every module with parameters that stands between the first and the last of them."""
+        names = [info.name for info in self.infos if info.block == block]
         owners = [(n, m) for n, m in self.model.named_modules() if any(True for _ in m.parameters(recurse=False))]
         prefixes = {name.rsplit(".", 1)[0] for name in names}
         wanted = set(names)
@@ -207,12 +308,13 @@ class Student:
         return state
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("stages", "_block_stages")}
+        derived = ("stages", "layers", "_block_stages", "_block_layers", "_block_modules", "_variants")
+        return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.stages = self.task.stages(self.model)
-        self._block_stages = _stages_by_block(self.stages)
+        self._variants = {}
+        self._bind()
 
 
 def _stages_by_block(stages: Sequence[Stage]) -> dict[str, range]:

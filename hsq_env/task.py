@@ -1,7 +1,7 @@
 """What a model must provide to be compressed: a protocol, to be fitted and not inherited from."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -18,6 +18,13 @@ class Stage(Protocol):
     @property
     def block(self) -> str:
         """Consecutive stages of one block are fine-tuned together."""
+
+    @property
+    def reads(self) -> frozenset[str] | None:
+        """The keys of the state that it looks at, so that it need not run again when only others change.
+
+        None for all of them, which is always right. It must also run on a state that holds these keys alone.
+        """
 
     @property
     def run(self) -> Callable[[State], State]:
@@ -94,3 +101,17 @@ class Task(Protocol):
 
     def teacher_file(self) -> bytes:
         """The content of the float32 teacher file, against whose length ratios are counted."""
+
+
+@runtime_checkable
+class QuickMetric(Protocol):
+    """What a task may add: the same metric of the search split, sooner.
+
+    The environment uses it in its steps where ``Shortcuts.metric`` is on; final figures never come from it.
+    """
+
+    def quick_predictions(self, outputs: State, batch: Any) -> Any:
+        """Stands in for ``predictions``; on an accelerator it must not wait for the device."""
+
+    def quick_metric(self, predictions: Sequence[Any]) -> float:
+        """Equal to ``metric`` of the search split."""

@@ -54,9 +54,9 @@ class PyramidTask:
     def stages(self, model: nn.Module) -> list[TinyStage]:
         assert isinstance(model, PyramidNet)
         return [
-            TinyStage("stem", "body", partial(_stem, model)),
-            TinyStage("neck", "body", partial(_neck, model)),
-            TinyStage("head", "head", partial(_head, model)),
+            TinyStage("stem", "body", None, partial(_stem, model)),
+            TinyStage("neck", "body", None, partial(_neck, model)),
+            TinyStage("head", "head", None, partial(_head, model)),
         ]
 
     def calibration(self) -> list[TinyBatch]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_task import TinyTask
 
 from agents.algorithms import make_agent
@@ -35,7 +36,12 @@ def test_an_episode_in_json() -> None:
 def test_episodes_are_recorded_and_counted(tiny: TinyTask, agent: Any) -> None:
     episodes: list[Episode] = []
     infos: list[dict[str, Any]] = []
-    agent.learn(1000, callback=EpisodeRecorder("dqn", episodes.append, episodes=3, on_progress=infos.append))
+
+    def note(episode: Episode, info: dict[str, Any]) -> None:
+        assert info is infos[-1]
+        episodes.append(episode)
+
+    agent.learn(1000, callback=EpisodeRecorder("dqn", note, episodes=3, on_progress=infos.append))
     assert agent.num_timesteps == len(infos) == 21
     assert [episode.source for episode in episodes] == ["dqn"] * 3
     for number, episode in enumerate(episodes):
@@ -51,14 +57,33 @@ def test_episodes_are_recorded_and_counted(tiny: TinyTask, agent: Any) -> None:
 
 def test_a_passed_deadline_stops_after_a_step(agent: Any) -> None:
     episodes: list[Episode] = []
-    agent.learn(1000, callback=EpisodeRecorder("dqn", episodes.append, deadline=time.monotonic()))
+    agent.learn(1000, callback=EpisodeRecorder("dqn", lambda e, _: episodes.append(e), deadline=time.monotonic()))
     assert agent.num_timesteps == 1 and episodes == []
 
 
 def test_without_limits_training_goes_on(agent: Any) -> None:
     episodes: list[Episode] = []
-    agent.learn(15, callback=EpisodeRecorder("dqn", episodes.append))
+    agent.learn(15, callback=EpisodeRecorder("dqn", lambda e, _: episodes.append(e)))
     assert agent.num_timesteps == 15 and len(episodes) == 2
+
+
+def test_environments_side_by_side_are_recorded_apart(tiny: TinyTask) -> None:
+    both = DummyVecEnv([lambda: HSQEnv(tiny, target_ratio=6.0)] * 2)
+    agent: Any = make_agent("dqn", both, seed=0, exploration_initial_eps=1.0, exploration_final_eps=1.0)
+    episodes: list[Episode] = []
+    rewards: list[list[float]] = [[], []]
+
+    class Noting(EpisodeRecorder):
+        def _on_step(self) -> bool:
+            for own, reward in zip(rewards, self.locals["rewards"], strict=True):
+                own.append(float(reward))
+            return super()._on_step()
+
+    agent.learn(1000, callback=Noting("dqn", lambda e, _: episodes.append(e), episodes=3))
+    assert agent.num_timesteps == 2 * 14 and len(episodes) == 4  # both finish in the same step
+    ends = [sum(own[start : start + 7]) for start in (0, 7) for own in rewards]
+    assert [e.total_reward for e in episodes] == pytest.approx(ends)
+    assert len({e.plan for e in episodes}) == 4
 
 
 def seed(agent: Any, count: int) -> None:

@@ -13,6 +13,8 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice
 from hsq_env.compressor import FINETUNE_SCOPES, Compressor
 from hsq_env.layers import CompressedLayer
+from hsq_env.prefixes import Outcome
+from hsq_env.shortcuts import Shortcuts
 from hsq_env.student import evaluate
 
 CHOICES = (Choice(8), Choice(2, 0.5), Choice(4, 0.75), Choice(2), Choice(4), Choice(2, 0.25), Choice(8, 0.5))
@@ -33,11 +35,20 @@ def walk(compressor: Compressor) -> list[float]:
     """Compress every layer; the accuracies."""
     compressor.reset()
     accuracies = []
-    for index, choice in enumerate(CHOICES):
-        compressor.compress(index, choice)
-        assert compressor.finetune(index, 0.3)
-        accuracies.append(compressor.accuracy())
+    for choice in CHOICES:
+        accuracies.append(step(compressor, choice).accuracy)
     return accuracies
+
+
+def step(compressor: Compressor, choice: Choice, alpha: float = 0.3) -> Outcome:
+    """One layer, looked up or computed."""
+    known = compressor.known(choice, alpha)
+    if known is not None:
+        return known
+    compressor.compress(choice)
+    finite = compressor.finetune(alpha)
+    assert finite
+    return compressor.measure(choice, alpha, finite)
 
 
 def test_accuracy_is_the_metric_over_the_teachers(tiny: TinyTask) -> None:
@@ -52,7 +63,8 @@ def test_accuracy_is_the_metric_over_the_teachers(tiny: TinyTask) -> None:
 
 @pytest.mark.parametrize("scope", FINETUNE_SCOPES)
 def test_kept_states_change_nothing(tiny: TinyTask, scope: str) -> None:
-    kept, recomputed = (Compressor(tiny, finetune_scope=scope, resume=resume) for resume in (True, False))
+    kept = Compressor(tiny, finetune_scope=scope)
+    recomputed = Compressor(tiny, finetune_scope=scope, shortcuts=Shortcuts.none())
     assert walk(kept) == walk(recomputed)
     for name, parameter in kept.student.model.named_parameters():
         assert torch.equal(parameter, recomputed.student.model.get_parameter(name))
@@ -69,8 +81,8 @@ def test_reset_gives_the_same_episode_again(tiny: TinyTask) -> None:
 def test_without_steps_only_the_layer_is_compressed(tiny: TinyTask) -> None:
     compressor = Compressor(tiny, finetune_steps=0)
     before = parameters(compressor.student)
-    compressor.compress(0, Choice(2, 0.5))
-    assert compressor.finetune(0, 0.3)
+    compressor.compress(Choice(2, 0.5))
+    assert compressor.finetune(0.3)
     assert changed(compressor.student, before) == set()
     assert compressor.student.layers[0].choice == Choice(2, 0.5)
 
@@ -88,9 +100,8 @@ def test_minibatches_depend_on_the_layer_alone(tiny: TinyTask) -> None:
             return super().task_loss(outputs, batch)
 
     compressor = Compressor(Noting(), finetune_steps=3)
-    for index in range(3):
-        compressor.compress(index, Choice(4))
-        compressor.finetune(index, 0.3)
+    for _ in range(3):
+        step(compressor, Choice(4))
     assert seen == [0, 1, 2, 3, 0, 1, 2, 3, 0]
 
 
@@ -98,15 +109,22 @@ def test_minibatches_depend_on_the_layer_alone(tiny: TinyTask) -> None:
 def test_a_diverged_block_is_put_back(tiny: TinyTask, kind: str) -> None:
     task = BadLoss(tiny, 3) if kind == "loss" else BadGradient(tiny)  # the loss fails in the second layer's second step
     compressor = Compressor(task, finetune_steps=2)
-    compressor.compress(1, Choice(4, 0.5))
-    assert compressor.finetune(1, 0.3) is (kind == "loss")
-    compressor.compress(2, Choice(2))
+    compressor.compress(Choice(4, 0.5))
+    finite = compressor.finetune(0.3)
+    assert bool(finite) is (kind == "loss")
+    compressor.measure(Choice(4, 0.5), 0.3, finite)
+    compressor.compress(Choice(2))
     before, accuracy = parameters(compressor.student), compressor.accuracy()
     stored = _stored(compressor)
-    assert not compressor.finetune(2, 0.3)
+    finite = compressor.finetune(0.3)
+    assert not finite
     assert changed(compressor.student, before) == set()
     assert all(torch.equal(a, b) for a, b in zip(_stored(compressor), stored, strict=True))
-    assert compressor.accuracy() == accuracy
+    outcome = compressor.measure(Choice(2), 0.3, finite)
+    assert outcome == Outcome(accuracy, False)
+    compressor.reset()
+    compressor.known(Choice(4, 0.5), 0.3)
+    assert compressor.known(Choice(2), 0.3) == outcome
 
 
 def _stored(compressor: Compressor) -> list[Tensor]:

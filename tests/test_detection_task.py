@@ -19,6 +19,7 @@ from detectors.task import DetectionTask, detection_task
 from detectors.teacher import DetectorSpec, freeze, load_teacher, teacher_bytes
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
+from hsq_env.shortcuts import Shortcuts
 from hsq_env.student import Student, trace_layers
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
@@ -163,7 +164,8 @@ def test_a_reloaded_file_gives_bit_identical_detections(task: Sure, tmp_path: Pa
 def test_steps_with_and_without_kept_states(task: Sure) -> None:
     """The first five layers are the stem and the first bottleneck with its shortcut."""
     sensitivities = np.zeros((72, 12))
-    kept, recomputed = (HSQEnv(task, resume=resume, sensitivities=sensitivities) for resume in (True, False))
+    kept = HSQEnv(task, sensitivities=sensitivities)
+    recomputed = HSQEnv(task, shortcuts=Shortcuts.none(), sensitivities=sensitivities)
     for env in (kept, recomputed):
         observation, info = env.reset()
         assert info["layer"] == "backbone.body.conv1" and env.observation_space.contains(observation)

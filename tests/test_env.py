@@ -22,6 +22,7 @@ from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
+from hsq_env.shortcuts import Shortcuts
 from hsq_env.size import layer_bytes
 from hsq_env.student import evaluate
 
@@ -44,7 +45,7 @@ class NotANumber(TinyTask):
             poisoned = getattr(model.get_submodule(self.layer), "choice", None) is not None
             return {name: x * math.nan if poisoned else x for name, x in head.run(state).items()}
 
-        return [*first, TinyStage(head.name, head.block, run)]
+        return [*first, TinyStage(head.name, head.block, head.reads, run)]
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_a_subprocess_gives_the_same_episode(env: HSQEnv) -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "block", "all"])
 def test_resuming_changes_nothing(tiny: TinyTask, scope: str) -> None:
-    kept, recomputed = (HSQEnv(tiny, finetune_scope=scope, resume=resume) for resume in (True, False))
+    kept, recomputed = (HSQEnv(tiny, finetune_scope=scope, shortcuts=Shortcuts(resume=r)) for r in (True, False))
     assert same(episode(kept, ACTIONS), episode(recomputed, ACTIONS))
 
 

@@ -1,6 +1,7 @@
 """Fine-tuning: what it changes, what it leaves alone, and that it helps."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,14 +41,16 @@ def changed(student: Student, before: dict[str, Tensor]) -> set[str]:
     return {name for name, p in student.model.named_parameters() if not torch.equal(p, before[name])}
 
 
-def tune_block(student: Student, scope: str, index: int, steps: int = 2) -> bool:
+def tune_block(student: Student, scope: str, index: int, steps: int = 2, stop_at_block: bool = True) -> bool:
     """The whole forward pass, the modules of a scope."""
     task = student.task
-    batches = task.finetuning()[:steps]
-    teacher = [task.distilled(run(task.stages(task.teacher), {"images": batch.images})) for batch in batches]
-    inputs = [(batch, {"images": batch.images}, t) for batch, t in zip(batches, teacher, strict=True)]
-    modules = student.modules_of(scope, index)
-    return finetune_block(student, student.stages, modules, 0, inputs, AKD(), 0.3, RATES)
+
+    def loss(batch: Any) -> Tensor:
+        teacher = task.distilled(run(task.stages(task.teacher), {"images": batch.images}))
+        return akd_loss(task, AKD(), 0.3, run(student.stages, {"images": batch.images}), batch, teacher)
+
+    losses = [partial(loss, batch) for batch in task.finetuning()[:steps]]
+    return bool(finetune_block(student, student.modules_of(scope, index), losses, RATES, stop_at_block))
 
 
 def whole_loss(student: Student, alpha: float = 0.3) -> float:
@@ -97,6 +100,40 @@ def test_scope_all_changes_everything_but_the_scales_of_unchosen_layers(
     assert tune_block(student, "all", 2)
     scales = {f"{info.name}.scale_factor" for info in infos if info.name != "block1.conv2"}
     assert changed(student, before) == set(before) - scales
+
+
+@pytest.mark.parametrize("scope", ["layer", "block"])
+def test_a_backward_pass_through_everything_trains_the_same(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], scope: str
+) -> None:
+    stopped, whole = Student(tiny, infos), Student(tiny, infos)
+    for student, stop in ((stopped, True), (whole, False)):
+        for index in range(4):
+            student.compress(index, Choice(4, 0.5))
+        assert tune_block(student, scope, 3, stop_at_block=stop)
+    assert changed(stopped, parameters(whole)) == set()
+    everything = [*whole.model.parameters(), *(layer.stored_weight for layer in whole.layers[:4])]
+    assert not any(t is not None and (t.requires_grad or t.grad is not None) for t in everything)
+
+
+def test_going_through_everything_reaches_the_first_layer(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, reached = Student(tiny, infos), []
+    for index in range(4):
+        student.compress(index, Choice(4))
+    step = torch.optim.Adam.step
+
+    def look(self: torch.optim.Adam, *arguments: Any) -> Any:
+        first = student.layers[0].stored_weight
+        assert first is not None
+        reached.append(first.grad is not None)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", look)
+    for stop in (True, False):
+        tune_block(student, "block", 3, steps=1, stop_at_block=stop)
+    assert reached == [False, True]
 
 
 def test_choices_and_first_scales_stay(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:

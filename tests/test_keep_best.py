@@ -8,8 +8,6 @@ from test_env import NO_SENSITIVITIES, NotANumber
 from tiny_task import TinyNet, TinyTask
 
 from agents.keep_best import KeepBest
-from agents.run_folder import RunFolder
-from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, student_bytes
 from hsq_env.student import evaluate
@@ -17,78 +15,81 @@ from hsq_env.student import evaluate
 GOOD, MIDDLING, BAD = [8] * 7, [4] * 7, [3] * 7  # 8 bits; 4 bits; 2 bits at 75 % sparsity
 
 
-def play(env: KeepBest, actions: list[int]) -> tuple[float, float]:
-    """Accuracy and return of an episode."""
-    env.reset()
-    steps = [env.step(action) for action in actions]
-    return steps[-1][4]["accuracy"], sum(float(step[1]) for step in steps)
+class Kept:
+    """The environment with what it hands out written down."""
+
+    def __init__(self, env: HSQEnv) -> None:
+        self.env, self.plan, self.content = KeepBest(env), None, b""  # type: tuple[KeepBest, Plan | None, bytes]
+        self.scores: list[float | None] = []
+
+    def play(self, actions: list[int]) -> tuple[float, float]:
+        """Accuracy and return of an episode."""
+        self.env.reset()
+        steps = [self.env.step(action) for action in actions]
+        assert not any({"model", "score"} & step[4].keys() for step in steps[:-1])
+        info = steps[-1][4]
+        self.scores.append(info.get("score"))
+        if "model" in info:
+            self.plan, self.content = info["plan"], info["model"]
+        return info["accuracy"], sum(float(step[1]) for step in steps)
 
 
-def kept(path: Path) -> Plan:
-    return Plan.read(path / "plan.json")
-
-
-def test_only_better_plans_replace_the_kept_one(tiny: TinyTask, tmp_path: Path) -> None:
+def test_only_better_plans_replace_the_kept_one(tiny: TinyTask) -> None:
     inner = HSQEnv(tiny, finetune_steps=0, target_ratio=3.0, beta=0.0)  # by accuracy, whatever the return
-    env = KeepBest(inner, RunFolder(tmp_path))
-    bad, _ = play(env, BAD)
-    assert kept(tmp_path) == inner.plan()
-    good, _ = play(env, GOOD)
+    kept = Kept(inner)
+    bad, _ = kept.play(BAD)
+    assert kept.plan == inner.plan()
+    good, _ = kept.play(GOOD)
     best, content = inner.plan(), student_bytes(inner.student)
-    assert good > bad and kept(tmp_path) == best
-    play(env, BAD)
-    assert kept(tmp_path) == best and (tmp_path / "model.hsq").read_bytes() == content
-    assert env.best == good
+    assert good > bad and kept.plan == best
+    kept.play(BAD)
+    assert kept.plan == best and kept.content == content
+    assert kept.env.best == good and kept.scores == [bad, good, bad]
 
 
-def test_without_a_budget_the_return_decides(tiny: TinyTask, tmp_path: Path) -> None:
+def test_without_a_budget_the_return_decides(tiny: TinyTask) -> None:
     inner = HSQEnv(tiny, finetune_steps=0, beta=0.0)  # the smallest plan has the highest return
-    env = KeepBest(inner, RunFolder(tmp_path))
-    _, low = play(env, GOOD)
-    _, high = play(env, BAD)
-    assert high > low and kept(tmp_path) == inner.plan()
-    assert env.best == pytest.approx(high)
+    kept = Kept(inner)
+    _, low = kept.play(GOOD)
+    _, high = kept.play(BAD)
+    assert high > low and kept.plan == inner.plan()
+    assert kept.env.best == pytest.approx(high)
     smallest = inner.plan()
-    play(env, MIDDLING)
-    assert kept(tmp_path) == smallest
+    kept.play(MIDDLING)
+    assert kept.plan == smallest
 
 
-def test_an_episode_that_was_given_up_does_not_count(tiny: TinyTask, tmp_path: Path) -> None:
-    env = KeepBest(HSQEnv(tiny, finetune_steps=0), RunFolder(tmp_path))
-    env.reset()
+def test_an_episode_that_was_given_up_does_not_count(tiny: TinyTask) -> None:
+    kept = Kept(HSQEnv(tiny, finetune_steps=0))
+    kept.env.reset()
     for action in GOOD[:5]:
-        env.step(action)
-    assert list(tmp_path.iterdir()) == []
-    _, total = play(env, MIDDLING)
-    assert env.best == pytest.approx(total)
+        assert "model" not in kept.env.step(action)[4]
+    _, total = kept.play(MIDDLING)
+    assert kept.env.best == pytest.approx(total)
 
 
 def test_the_kept_file_is_the_student_that_was_measured(tiny: TinyTask, tmp_path: Path) -> None:
     inner = HSQEnv(tiny, target_ratio=6.0)
-    accuracy, _ = play(KeepBest(inner, RunFolder(tmp_path)), [4, 6, 4, 6, 4, 4, 9])
+    kept = Kept(inner)
+    accuracy, _ = kept.play([4, 6, 4, 6, 4, 4, 9])
+    (tmp_path / "model.hsq").write_bytes(kept.content)
     model = TinyNet().requires_grad_(False)
-    assert load_hsq(tmp_path / "model.hsq", model).plan() == kept(tmp_path)
+    assert load_hsq(tmp_path / "model.hsq", model).plan() == kept.plan
     assert evaluate(tiny, tiny.stages(model), "search") / inner.compressor.teacher_metric == accuracy
 
 
-def test_a_diverged_plan_is_not_kept(tiny: TinyTask, tmp_path: Path) -> None:
-    inner = HSQEnv(NotANumber(tiny, "logits"), finetune_steps=0, sensitivities=NO_SENSITIVITIES)
-    env = KeepBest(inner, RunFolder(tmp_path))
-    accuracy, _ = play(env, GOOD)
-    assert accuracy == 0.0 and env.best == -math.inf
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_folder_nothing_is_written(tiny: TinyTask) -> None:
-    env = KeepBest(HSQEnv(tiny, finetune_steps=0), None)
-    _, total = play(env, GOOD)
-    assert env.best == pytest.approx(total)
+def test_a_diverged_plan_is_not_kept(tiny: TinyTask) -> None:
+    kept = Kept(HSQEnv(NotANumber(tiny, "logits"), finetune_steps=0, sensitivities=NO_SENSITIVITIES))
+    accuracy, _ = kept.play(GOOD)
+    assert accuracy == 0.0 and kept.env.best == -math.inf
+    assert kept.plan is None and kept.scores == [None]
 
 
 def test_steps_pass_through(tiny: TinyTask) -> None:
-    env, plain = KeepBest(HSQEnv(tiny), None), HSQEnv(tiny)
+    env, plain = KeepBest(HSQEnv(tiny)), HSQEnv(tiny)
     env.reset()
     plain.reset()
     for action in MIDDLING:
         (one, reward, *ends, info), (other, same, *same_ends, told) = env.step(action), plain.step(action)
-        assert (one == other).all() and reward == same and ends == same_ends and info.keys() == told.keys()
+        assert (one == other).all() and reward == same and ends == same_ends
+        assert info.keys() - {"score", "model"} == told.keys()

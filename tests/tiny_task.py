@@ -30,6 +30,7 @@ class Distilled:
 class TinyStage:
     name: str
     block: str
+    reads: frozenset[str] | None
     run: Any
 
 
@@ -104,10 +105,10 @@ class TinyTask:
     def stages(self, model: nn.Module) -> list[TinyStage]:
         assert isinstance(model, TinyNet)
         return [
-            TinyStage("stem", "stem", partial(_stem, model)),
-            TinyStage("block1", "block1", partial(_block, model.block1)),
-            TinyStage("block2", "block2", partial(_block, model.block2)),
-            TinyStage("head", "head", partial(_logits, model)),
+            TinyStage("stem", "stem", frozenset({"images"}), partial(_stem, model)),
+            TinyStage("block1", "block1", frozenset({"x"}), partial(_block, model.block1)),
+            TinyStage("block2", "block2", frozenset({"x"}), partial(_block, model.block2)),
+            TinyStage("head", "head", frozenset({"x"}), partial(_logits, model)),
         ]
 
     def calibration(self) -> list[TinyBatch]:

@@ -1,0 +1,93 @@
+"""Several environments side by side, one process and one thread each, for any SB3 agent."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+from agents.keep_best import KeepBest
+from detectors.errors import InputError
+from hsq_env.env import HSQEnv
+
+Wrap = Callable[[HSQEnv, int], gym.Env[Any, Any]]  # of an environment and the number of its worker
+DEAD = (EOFError, BrokenPipeError, ConnectionResetError)
+
+
+def keep_best(env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
+    """What every worker is wrapped in at least."""
+    return KeepBest(env)
+
+
+@contextmanager
+def workers(env: HSQEnv, count: int, wrap: Wrap = keep_best) -> Iterator[gym.Env[Any, Any] | VecEnv]:
+    """What an agent trains on: the environment itself, or ``count`` processes with a fork of it each.
+
+    Where processes can be forked, the teacher, the images, the kept teacher outputs and the prefixes visited so far lie
+    in memory once and are shared; a worker adds its student and the states that it keeps. On an accelerator, and where
+    processes cannot be forked, every worker gets a copy.
+
+    :param env: what workers start from; it stays as it is
+    :param count: 1 makes no process
+    :param wrap: put around each worker's environment
+    :raises InputError: if ``count`` is below 1
+    :raises RuntimeError: if a worker dies
+    """
+    check_workers(count)
+    if count == 1:
+        yield wrap(env, 0)
+        return
+    made = SubprocVecEnv([starter(env, wrap, i) for i in range(count)], start_method=start_method(env))
+    try:
+        yield made
+    except DEAD as error:
+        _stop(made)
+        raise RuntimeError(
+            "A worker process died, perhaps for lack of memory: give fewer --workers or fewer --search-images."
+        ) from error
+    except BaseException:
+        _stop(made)
+        raise
+    made.close()
+
+
+def check_workers(count: int) -> None:
+    """:raises InputError: if no work could be done"""
+    if count < 1:
+        raise InputError(f"{count} workers can do no work: give --workers 1 or more.")
+
+
+def steps_taken(env: gym.Env[Any, Any] | VecEnv) -> list[tuple[int, int]]:
+    """``HSQEnv.steps_taken`` of every worker."""
+    return env.get_attr("steps_taken") if isinstance(env, VecEnv) else [env.get_wrapper_attr("steps_taken")]
+
+
+def start_method(env: HSQEnv) -> str:
+    """ "fork" shares memory; CUDA cannot live through it."""
+    device = next(env.task.teacher.parameters()).device.type
+    return "fork" if device == "cpu" and "fork" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def starter(env: HSQEnv, wrap: Wrap, worker: int) -> Callable[[], gym.Env[Any, Any]]:
+    """What a worker process calls first."""
+
+    def start() -> gym.Env[Any, Any]:
+        torch.set_num_threads(1)  # before anything is computed: threads do not live through a fork
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        return Monitor(wrap(env.fork(), worker))
+
+    return start
+
+
+def _stop(made: SubprocVecEnv) -> None:
+    """End the processes, whatever they are doing: after an interruption nobody reads their answers."""
+    for process in made.processes:
+        process.terminate()
+    for process in made.processes:
+        process.join()
+    made.closed = True

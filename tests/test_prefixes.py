@@ -1,0 +1,132 @@
+"""The table of visited prefixes."""
+
+import pickle
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from hsq_env.choices import Choice
+from hsq_env.prefixes import NODE_BYTES, Decision, Node, Outcome, PrefixTable
+
+ONE, TWO, THREE = (Decision(Choice(bits), 0.3) for bits in (2, 4, 8))
+
+
+@dataclass
+class Weights:
+    nbytes: int
+
+
+def walk(table: PrefixTable, *decisions: Decision) -> Node:
+    """Add what is not there yet."""
+    node = table.root
+    for depth, decision in enumerate(decisions):
+        node = table.find(node, decision) or table.add(node, decision, Outcome(float(depth), True))
+    return node
+
+
+def reached(table: PrefixTable) -> set[tuple[Decision, ...]]:
+    """Every prefix that can be found from the root, without counting as a use."""
+    found, open_nodes = set(), [table.root]
+    while open_nodes:
+        node = open_nodes.pop()
+        open_nodes += node.children.values()
+        found |= {tuple(node.decisions())} if node.parent is not None else set()
+    return found
+
+
+def test_what_was_measured_is_found_again() -> None:
+    table = PrefixTable(10**6)
+    assert table.find(table.root, ONE) is None
+    node = walk(table, ONE, TWO)
+    assert node.outcome == Outcome(1.0, True) and node.depth == 2 and node.decisions() == [ONE, TWO]
+    again = table.find(table.root, ONE)
+    assert again is node.parent and again.outcome == Outcome(0.0, True)
+    assert table.find(again, TWO) is node and table.find(again, ONE) is None
+    assert table.find(table.root, Decision(ONE.choice, 0.4)) is None  # another alpha is another prefix
+
+
+def test_a_place_without_an_outcome_is_not_known() -> None:
+    table = PrefixTable(10**6)
+    node = table.add(table.root, ONE, None)
+    assert table.find(table.root, ONE) is None
+    assert table.add(table.root, ONE, Outcome(0.5, False)) is node
+    assert table.add(table.root, ONE, None).outcome == Outcome(0.5, False)  # what is known is not forgotten
+    assert table.find(table.root, ONE) is node
+
+
+def test_weights_go_before_nodes() -> None:
+    table = PrefixTable(2 * NODE_BYTES + 1000)
+    first, second = walk(table, ONE), walk(table, TWO)
+    table.keep_weights(first, Weights(600))
+    table.keep_weights(second, Weights(600))
+    assert first.weights is None and second.weights == Weights(600)
+    assert reached(table) == {(ONE,), (TWO,)} and table.bytes == 2 * NODE_BYTES + 600
+    table.keep_weights(second, Weights(1))  # it has some
+    assert second.weights == Weights(600) and table.bytes == 2 * NODE_BYTES + 600
+
+
+def test_the_least_recently_used_leaf_goes_first() -> None:
+    table = PrefixTable(4 * NODE_BYTES)
+    walk(table, ONE, ONE, ONE)
+    walk(table, TWO)
+    walk(table, ONE, ONE)
+    walk(table, THREE)  # (ONE, ONE, ONE) is older than (TWO,)
+    assert reached(table) == {(ONE,), (ONE, ONE), (TWO,), (THREE,)}
+    walk(table, ONE, TWO)
+    assert reached(table) == {(ONE,), (ONE, ONE), (THREE,), (ONE, TWO)}
+
+
+def test_a_table_without_room_holds_nothing() -> None:
+    table = PrefixTable(0)
+    node = walk(table, ONE, TWO)
+    assert node.decisions() == [ONE, TWO] and len(table) == table.bytes == 0
+    table.keep_weights(node, Weights(5))
+    assert node.weights is None and table.bytes == 0
+    assert table.find(table.root, ONE) is None
+
+
+def test_a_pickled_table_is_empty() -> None:
+    table = PrefixTable(12345)
+    walk(table, ONE, TWO)
+    other = pickle.loads(pickle.dumps(table))
+    assert other.limit == 12345 and len(other) == other.bytes == 0 and reached(other) == set()
+    assert len(table) == 2
+
+
+@pytest.mark.parametrize("limit", [NODE_BYTES, 5 * NODE_BYTES + 700, 60 * NODE_BYTES])
+def test_any_use_keeps_to_the_limit_and_agrees_with_a_plain_list(limit: int) -> None:
+    """The reference keeps prefixes and weights in two lists, the most recently used last."""
+    rng, table = np.random.default_rng(0), PrefixTable(limit)
+    prefixes: list[tuple[Decision, ...]] = []
+    heavy: dict[tuple[Decision, ...], int] = {}
+
+    def shrink() -> None:
+        def total() -> int:
+            return len(prefixes) * NODE_BYTES + sum(heavy.values())
+
+        while total() > limit and heavy:
+            del heavy[min(heavy, key=prefixes.index)]
+        while total() > limit and prefixes:
+            del prefixes[0]
+
+    for _ in range(600):
+        node, path = table.root, ()
+        for _ in range(int(rng.integers(1, 6))):
+            decision = (ONE, TWO, THREE)[int(rng.integers(3))]
+            path = (*path, decision)
+            found = table.find(node, decision)
+            whole = all(path[:depth] in prefixes for depth in range(1, len(path) + 1))
+            assert (found is not None) == whole
+            node = found or table.add(node, decision, Outcome(0.0, True))
+            for depth in range(len(path), 0, -1):
+                if path[:depth] in prefixes or depth == len(path):
+                    prefixes[:] = [p for p in prefixes if p != path[:depth]] + [path[:depth]]
+            shrink()
+            if rng.random() < 0.3 and path in prefixes and path not in heavy:
+                heavy[path] = int(rng.integers(1, 900))
+                table.keep_weights(node, Weights(heavy[path]))
+                shrink()
+            assert table.bytes == len(prefixes) * NODE_BYTES + sum(heavy.values()) <= limit
+            assert [tuple(n.decisions()) for n in table] == prefixes
+            assert {tuple(n.decisions()): n.weights.nbytes for n in table if n.weights is not None} == heavy
