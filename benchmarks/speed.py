@@ -119,6 +119,9 @@ def cold(bench: Bench) -> Figures:
         "speedup": medians["reference"] / medians["fast"],
         "without_s": {switch: medians[f"without_{switch}"] for switch in SWITCHES},
         "equal": all(outcome == outcomes[0] for outcome in outcomes),
+        "largest_reward_difference": max(
+            abs(a - b) for rewards, _ in outcomes for a, b in zip(rewards, outcomes[0][0], strict=True)
+        ),
         "cold_runs_s": runs,
     }
 
@@ -374,7 +377,8 @@ NOTES = {
     "anew, student and teacher run from the images for every fine-tuning pass and every accuracy",
     "fast_s": "the same episode with all shortcuts and an empty table, median of three",
     "without_s": "the same with one shortcut off",
-    "equal": "whether rewards, observations and plans of all these episodes are the same bit for bit",
+    "equal": "whether rewards, observations and plans of all these episodes are the same bit for bit; mAP through "
+    "faster-coco-eval may differ by 1e-16, since it leaves out an epsilon of pycocotools",
     "floor_ratio": "seconds of the steps of a random episode over those of their torch calls alone: the resumed "
     "forward pass over the search images, the fine-tuning passes with loss, backward pass and Adam",
     "train100_reference_s": "not run: the cold reference episode times the episodes, plus the agent's own seconds; its "

@@ -114,4 +114,4 @@ class QuickMetric(Protocol):
         """Stands in for ``predictions``; on an accelerator it must not wait for the device."""
 
     def quick_metric(self, predictions: Sequence[Any]) -> float:
-        """Equal to ``metric`` of the search split."""
+        """``metric`` of the search split, up to rounding."""

@@ -13,14 +13,19 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
 from detectors.coco import CocoSplit, load_folder
+from detectors.detection import detections as quick_detections
 from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask, detection_task
-from detectors.teacher import DetectorSpec, freeze, load_teacher, teacher_bytes
+from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze, load_teacher, teacher_bytes
+from hsq_env.choices import Choice
+from hsq_env.compressor import quick_form
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
 from hsq_env.shortcuts import Shortcuts
+from hsq_env.states import run
 from hsq_env.student import Student, trace_layers
+from hsq_env.task import QuickMetric
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
 ACTIONS = [8, 2, 6, 1, 11]
@@ -179,3 +184,38 @@ def test_steps_with_and_without_kept_states(task: Sure) -> None:
     assert [layer.choice for layer in kept.student.layers[:5]] == [kept.choices[action] for action in ACTIONS]
     kept.reset()
     assert [kept.step(action)[4]["accuracy"] for action in ACTIONS[:2]] == accuracies[:2]
+
+
+def test_the_quick_metric_is_the_metric(shapes_folder: Path) -> None:
+    """Of the shipped teacher, and of a student that is damaged in one layer."""
+    task = detection_task(shapes_folder, teacher=SHIPPED_TEACHER, calibration_images=2, pool_images=2, batch_size=2)
+    assert isinstance(task, QuickMetric) and quick_form(task) is task
+    student = Student(task, trace_layers(task))
+    student.compress(60, Choice(2, 0.75))
+    maps = []
+    for stages in (task.stages(task.teacher), student.stages):
+        with torch.no_grad():
+            made = [run(stages, {"images": batch.images}) for batch in task.evaluation("search")]
+        pairs = list(zip(made, task.evaluation("search"), strict=True))
+        plain, quick = [task.predictions(*pair) for pair in pairs], [task.quick_predictions(*pair) for pair in pairs]
+        maps.append(task.metric(plain, "search"))
+        assert task.quick_metric(quick) == pytest.approx(maps[-1], rel=0, abs=1e-15)
+        boxes = zip(plain, [quick_detections(task.teacher, some) for some in quick], strict=True)
+        assert all(torch.equal(a[k], b[k]) for one, other in boxes for a, b in zip(one, other, strict=True) for k in a)
+    assert maps[0] > 0.5 and maps[0] != maps[1] > 0
+
+
+def test_a_metric_of_ones_own_is_not_replaced_by_the_quick_form(task: Sure) -> None:
+    assert isinstance(task, QuickMetric) and quick_form(task) is None
+
+    class Both(Sure):
+        def quick_metric(self, predictions: Any) -> float:
+            return 0.0
+
+    class Quicker(DetectionTask):
+        def quick_metric(self, predictions: Any) -> float:
+            return 0.0
+
+    for kind, taken in ((Both, True), (Quicker, True), (type("Later", (Both,), {"metric": Sure.metric}), False)):
+        made = kind.__new__(kind)
+        assert (quick_form(made) is made) == taken

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from detectors.coco import Batch, make_batch
 from detectors.fcos import State, build_fcos, fcos_stages, fold_batch_norm, head_outputs, run_stages
+from hsq_env.states import Dependencies, KeptStates
 
 BatchNorm = nn.BatchNorm2d | FrozenBatchNorm2d
 
@@ -150,3 +152,52 @@ def test_folding_both_kinds_gives_the_same_weights() -> None:
     plain_state, frozen_state = fold_batch_norm(plain).state_dict(), fold_batch_norm(frozen).state_dict()
     assert plain_state.keys() == frozen_state.keys()
     assert all(torch.equal(tensor, frozen_state[name]) for name, tensor in plain_state.items())
+
+
+# ---- what a stage reads
+
+
+@torch.no_grad()
+def test_a_stage_needs_only_what_it_says_it_reads() -> None:
+    state: State = {"images": _images()}
+    for stage in fcos_stages(fold_batch_norm(_small_detector())):  # type: ignore[arg-type]
+        assert stage.reads is not None
+        whole, alone = stage.run(state), stage.run({key: state[key] for key in stage.reads})
+        assert alone.keys() <= whole.keys()
+        for key, value in alone.items():
+            pairs = zip(value, whole[key], strict=True) if isinstance(value, list) else [(value, whole[key])]
+            assert all(torch.equal(one, other) for one, other in pairs)
+        state = whole
+
+
+def test_the_regression_tower_does_not_depend_on_the_classification_tower() -> None:
+    model = fold_batch_norm(_small_detector())
+    assert isinstance(model, FCOS)
+    stages, batch = fcos_stages(model), make_batch([torch.zeros(3, 64, 96, dtype=torch.uint8)], [{}], [1])
+    dependencies = Dependencies(stages, batch)
+    blocks: dict[str, list[int]] = {}
+    for index, stage in enumerate(stages):
+        blocks.setdefault(stage.block, []).append(index)
+    free = {
+        name: [stages[i].block for i in dependencies.route(range(block[0], block[-1] + 1)).free]
+        for name, block in blocks.items()
+    }
+    assert free.pop("head.classification") == ["head.regression"] * 5
+    assert all(found == [] for found in free.values()) and len(free) == 22
+
+
+@torch.no_grad()
+def test_another_classification_tower_beside_the_kept_regression_tower() -> None:
+    model = fold_batch_norm(_small_detector())
+    assert isinstance(model, FCOS)
+    stages = fcos_stages(model)
+    batch = Batch(_images(), ((64, 96),) * 2, (1, 2), ())
+    kept = KeptStates([batch])
+    start = [stage.block for stage in stages].index("head.classification")
+    kept.enter(Dependencies(stages, batch).route(range(start, start + 5)))
+    before = kept.route.finish(stages, kept.state(stages, 0))
+    model.head.classification_head.conv[3].weight.mul_(1.5)
+    found, expected = kept.route.finish(stages, kept.state(stages, 0)), run_stages(stages, {"images": batch.images})
+    for key in ("cls_logits", "bbox_regression", "bbox_ctrness"):
+        assert torch.equal(found[key], expected[key])
+        assert torch.equal(found[key], before[key]) == (key != "cls_logits")

@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from stable_baselines3 import DQN
 from tiny_task import TinyTask
 
 from benchmarks.readme_tables import README, with_tables
@@ -16,17 +17,22 @@ def test_tables_are_those_of_the_result_files() -> None:
     assert with_tables(text) == text
 
 
-def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On the tiny task in place of the embedded one, which takes minutes."""
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) == 3
     make = gym.make
 
     def make_tiny(name: str, **arguments: Any) -> Any:
         return make(name, task=TinyTask(), **arguments)
 
     monkeypatch.setattr(gym, "make", make_tiny)
-    exec(compile(code, str(README), "exec"), {})
+    names: dict[str, Any] = {"DQN": DQN}
+    for code in blocks:  # each goes on where the last one ended
+        exec(compile(code, str(README), "exec"), names)
     accuracy, ratio = map(float, capsys.readouterr().out.split()[:2])
+    assert len(names["accuracies"]) == 3 and names["inner"].index == 1
+    assert names["model"].num_timesteps == 1000
     assert accuracy > 0.5
     assert ratio >= 8.0
 
