@@ -191,7 +191,7 @@ def test_the_quick_metric_is_the_metric(shapes_folder: Path) -> None:
     task = detection_task(shapes_folder, teacher=SHIPPED_TEACHER, calibration_images=2, pool_images=2, batch_size=2)
     assert isinstance(task, QuickMetric) and quick_form(task) is task
     student = Student(task, trace_layers(task))
-    student.compress(60, Choice(2, 0.75))
+    student.compress(20, Choice(2, 0.75))
     maps = []
     for stages in (task.stages(task.teacher), student.stages):
         with torch.no_grad():

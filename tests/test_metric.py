@@ -98,7 +98,6 @@ def test_the_quick_form_is_equal_however_often_it_is_asked() -> None:
     """Up to the last bit: pycocotools adds the smallest float to each denominator, faster-coco-eval does not."""
     rng = np.random.default_rng(7)
     truth = _random_truth(rng)
-    before = copy.deepcopy(truth.dataset)
     for image_ids in (list(range(1, IMAGES + 1)), [2, 5, 9, 12], [IMAGES - 1]):
         quick = QuickMAP(truth, image_ids)
         for round_ in range(12):
@@ -109,6 +108,13 @@ def test_the_quick_form_is_equal_however_often_it_is_asked() -> None:
             assert rows == kept
             assert found == pytest.approx(mean_average_precision(truth, kept, image_ids), rel=0, abs=1e-15)
         assert quick([]) == 0.0
+
+
+def test_the_quick_form_leaves_the_ground_truth_alone() -> None:
+    rng = np.random.default_rng(8)
+    truth = _random_truth(rng)
+    before = copy.deepcopy(truth.dataset)
+    assert QuickMAP(truth, truth.getImgIds())(_random_detections(rng, truth)) > 0
     assert truth.dataset == before
 
 
