@@ -29,7 +29,7 @@ def search(
     step_minibatches: int = 2,
     workers: int = 1,
     return_to_best: bool = True,
-    table_megabytes: float = 256.0,
+    table_megabytes: float = 128.0,
     search_images: int = 64,
     pool_images: int = 64,
     calibration_images: int = 16,

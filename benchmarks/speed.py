@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,20 @@ from hsq_env.student import Student, trace_layers
 # at full width few images, so that the reference path and a hundred episodes stay affordable on one core
 TASK_SETTINGS: dict[str, dict[str, int]] = {
     "embedded": {"search_images": 64, "pool_images": 64, "calibration_images": 16, "batch_size": 8},
-    "bccd": {"search_images": 8, "pool_images": 16, "calibration_images": 4, "batch_size": 4},
+    "bccd": {"search_images": 4, "pool_images": 8, "calibration_images": 2, "batch_size": 2},
 }
 FINETUNE_STEPS = {"embedded": 2, "bccd": 1}
 TARGET_RATIO = {"embedded": 8.0, "bccd": 12.0}
 TRAIN_EPISODES = 100
+SIDE_BY_SIDE_REPEATS = {"embedded": 2, "bccd": 1}
 GROWTH = {"episodes": 300, "table_megabytes": 16.0, "search_images": 4, "every": 10}
 FULL_TABLE_AFTER = 100  # episodes of the growth run; the table is full long before
+SAVE_EVERY = 10  # episodes of training
+BETA = 0.95  # of hsq search
+SAME = 1e-5
 MEGABYTE = 1e6
 Figures = dict[str, Any]
+Save = Callable[[Figures], None]
 
 
 class Bench:
@@ -59,7 +65,8 @@ class Bench:
 
     def __init__(self, name: str, dataset: str, teacher: Path | None, seed: int = 0, **settings: int) -> None:
         self.name, self.seed = name, seed
-        self.task: DetectionTask = detection_task(dataset, None, teacher, **{**TASK_SETTINGS[name], **settings})
+        given: dict[str, Any] = {**TASK_SETTINGS[name], **settings}
+        self.task: DetectionTask = detection_task(dataset, None, teacher, **given)
         self.layers = trace_layers(self.task)
 
     def env(self, shortcuts: Shortcuts | None = None, **arguments: Any) -> HSQEnv:
@@ -93,18 +100,39 @@ def warm_up(env: HSQEnv) -> None:
     env.reset(options={"alpha": 0.3})
 
 
-def cold(bench: Bench) -> Figures:
+def cold(bench: Bench, save: Save) -> None:
     """One random episode by the reference path, with all shortcuts, and with each one off; results compared."""
-    runs: dict[str, list[float]] = {}
-    outcomes: list[Any] = []
+    seconds: dict[str, list[float]] = {}
+    differences: dict[str, float] = {}
+    plans: list[Any] = []
+    first: list[Any] = []
 
     def measure(name: str, shortcuts: Shortcuts) -> None:
         env = bench.env(shortcuts)
         warm_up(env)
-        seconds, *outcome = play(env, bench.actions())
-        runs.setdefault(name, []).append(round(seconds, 3))
-        outcomes.append(outcome)
-        print(f"{name}: {seconds:.1f} s, equal: {outcome == outcomes[0]}", flush=True)
+        took, rewards, (*seen, plan) = play(env, bench.actions())
+        found = np.concatenate([rewards, np.ravel(seen)])
+        first.append(found)
+        plans.append(plan)
+        seconds.setdefault(name, []).append(round(took, 3))
+        differences[name] = max(differences.get(name, 0.0), float(np.abs(found - first[0]).max()))
+        print(f"{name}: {took:.1f} s, largest difference {differences[name]:g}", flush=True)
+        if "reference" in seconds:
+            save(figures())
+
+    def figures() -> Figures:
+        medians = {name: statistics.median(took) for name, took in seconds.items()}
+        without = {s: medians[f"without_{s}"] for s in SWITCHES if f"without_{s}" in medians}
+        same = all(plan == plans[0] for plan in plans) and max(differences.values()) <= SAME
+        return {
+            "reference_s": medians["reference"],
+            "fast_s": medians["fast"],
+            "speedup": medians["reference"] / medians["fast"],
+            **({"without_s": without} if without else {}),
+            "equal": same,
+            "largest_differences": differences,
+            "cold_runs_s": dict(seconds),
+        }
 
     measure("fast", Shortcuts())
     measure("reference", Shortcuts.none())
@@ -112,18 +140,6 @@ def cold(bench: Bench) -> Figures:
     for switch in SWITCHES:
         measure(f"without_{switch}", Shortcuts(**{switch: False}))
     measure("fast", Shortcuts())
-    medians = {name: statistics.median(seconds) for name, seconds in runs.items()}
-    return {
-        "reference_s": medians["reference"],
-        "fast_s": medians["fast"],
-        "speedup": medians["reference"] / medians["fast"],
-        "without_s": {switch: medians[f"without_{switch}"] for switch in SWITCHES},
-        "equal": all(outcome == outcomes[0] for outcome in outcomes),
-        "largest_reward_difference": max(
-            abs(a - b) for rewards, _ in outcomes for a, b in zip(rewards, outcomes[0][0], strict=True)
-        ),
-        "cold_runs_s": runs,
-    }
 
 
 class Floor:
@@ -174,7 +190,7 @@ class Floor:
             return time.perf_counter() - started
 
 
-def floor(bench: Bench) -> Figures:
+def floor(bench: Bench, save: Save) -> None:
     """Step by step along a random episode: the environment's step, then the bare calls of the same step."""
     env, bare = bench.env(), Floor(bench)
     warm_up(env)
@@ -187,17 +203,43 @@ def floor(bench: Bench) -> Figures:
     totals = {key: round(sum(step[key] for step in steps), 3) for key in steps[0]}
     ratios = [step["step"] / (step["forward"] + step["finetuning"]) for step in steps]
     print(totals, flush=True)
-    return {
-        "floor_ratio": totals["step"] / (totals["forward"] + totals["finetuning"]),
-        "floor_ratio_median_step": statistics.median(ratios),
-        "floor_s": totals,
-    }
+    save(
+        {
+            "floor_ratio": totals["step"] / (totals["forward"] + totals["finetuning"]),
+            "floor_ratio_median_step": statistics.median(ratios),
+            "floor_s": totals,
+        }
+    )
 
 
-def train(bench: Bench) -> Figures:
+def train(bench: Bench, save: Save) -> None:
     """A DQN as ``hsq search`` trains it: exploration decays over the episodes, which follow the best plan at first."""
-    env = bench.env(target_ratio=TARGET_RATIO[bench.name], beta=0.95, sensitivities=None)
-    log = SearchLog(lambda line: print(line, flush=True))
+    env = bench.env(target_ratio=TARGET_RATIO[bench.name], beta=BETA, sensitivities=None)
+    steps, started = len(env.layers), 0.0
+
+    def figures() -> Figures:
+        episodes = log.episodes[1:]
+        hits = [sum(visited[i : i + steps]) / steps for i in range(0, len(visited), steps)]
+        return {
+            "train100_fast_s": round(time.perf_counter() - started, 2),
+            "train100_episodes": len(episodes),
+            "train100_environment_s": round(sum(env_seconds), 2),
+            "hit_rate": sum(visited) / len(visited),
+            "hit_rate_per_episode": [round(h, 3) for h in hits],
+            "seconds_per_episode": [e.seconds for e in episodes],
+            "accuracy_per_episode": [round(e.accuracy, 4) for e in episodes],
+            "accuracy_of_the_integer_program": round(log.episodes[0].accuracy, 4),
+            "table_mb": env.compressor.table.bytes / MEGABYTE,
+            "train100_peak_mb": round(_status_megabytes("VmHWM"), 1),
+        }
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        done = len(log.episodes) - 1
+        if done > 0 and done % SAVE_EVERY == 0:
+            save(figures())
+
+    log = SearchLog(say)
     env_seconds, visited = _watch(env)
     planned = integer_program_actions(env)
     seeds = rollout(KeepBest(env), planned, "integer_program", log)
@@ -207,22 +249,7 @@ def train(bench: Bench) -> Figures:
     env_seconds.clear()
     visited.clear()
     started = time.perf_counter()
-    train_agent(agent, len(env.layers), "dqn", log, TRAIN_EPISODES, None, seed_replay(agent, seeds))
-    total = time.perf_counter() - started
-    episodes = log.episodes[1:]
-    steps = len(env.layers)
-    hits = [sum(visited[i : i + steps]) / steps for i in range(0, len(visited), steps)]
-    return {
-        "train100_fast_s": round(total, 2),
-        "train100_episodes": len(episodes),
-        "train100_environment_s": round(sum(env_seconds), 2),
-        "hit_rate": sum(visited) / len(visited),
-        "hit_rate_per_episode": [round(h, 3) for h in hits],
-        "seconds_per_episode": [e.seconds for e in episodes],
-        "accuracy_per_episode": [round(e.accuracy, 4) for e in episodes],
-        "table_mb": env.compressor.table.bytes / MEGABYTE,
-        "train100_peak_mb": round(_peak_megabytes(), 1),
-    }
+    train_agent(agent, steps, "dqn", log, TRAIN_EPISODES, None, seed_replay(agent, seeds))
 
 
 def _watch(env: HSQEnv) -> tuple[list[float], list[bool]]:
@@ -242,16 +269,14 @@ def _watch(env: HSQEnv) -> tuple[list[float], list[bool]]:
     return seconds, visited
 
 
-def side_by_side(bench: Bench) -> Figures:
+def side_by_side(bench: Bench, save: Save) -> None:
     """Steps per second of two workers over one, a random episode each, one and two in turn; memory of all together."""
-    env = bench.env()
-    steps = len(env.layers)
+    steps = len(bench.layers)
     runs: dict[int, list[float]] = {1: [], 2: []}
     peak = 0.0
-    for repeat in range(2):
+    for repeat in range(SIDE_BY_SIDE_REPEATS[bench.name]):
         for count in (1, 2):
-            env.compressor.table.__init__(env.compressor.table.limit)  # type: ignore[misc]
-            env.reset()
+            env = bench.env()  # nothing visited
             chosen = np.array([bench.actions(10 + 2 * repeat + w) for w in range(count)]).T
             with workers(env, count) as vec, Memory() as memory:
                 vec.reset()
@@ -261,9 +286,9 @@ def side_by_side(bench: Bench) -> Figures:
                 runs[count].append(steps * count / (time.perf_counter() - started))
             peak = max(peak, memory.peak)
             print(f"{count} workers: {runs[count][-1]:.2f} steps per second, {memory.peak:.0f} MB", flush=True)
-    medians = {count: statistics.median(rates) for count, rates in runs.items()}
-    rates = {str(count): [round(r, 3) for r in values] for count, values in runs.items()}
-    return {"two_workers": medians[2] / medians[1], "steps_per_second": rates, "peak_mb": round(peak, 1)}
+        medians = {count: statistics.median(rates) for count, rates in runs.items()}
+        rates = {str(count): [round(r, 3) for r in values] for count, values in runs.items()}
+        save({"two_workers": medians[2] / medians[1], "steps_per_second": rates, "peak_mb": round(peak, 1)})
 
 
 class Memory:
@@ -303,11 +328,7 @@ def _status_megabytes(field: str) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024 / MEGABYTE
 
 
-def _peak_megabytes() -> float:
-    return _status_megabytes("VmHWM")
-
-
-def growth(bench: Bench) -> Figures:
+def growth(bench: Bench, save: Save) -> None:
     """Memory over many random episodes with a small table: flat once it is full."""
     small = Bench(bench.name, SHAPES, None, search_images=int(GROWTH["search_images"]), batch_size=4)
     env = small.env(finetune_steps=0, table_megabytes=GROWTH["table_megabytes"])
@@ -318,13 +339,11 @@ def growth(bench: Bench) -> Figures:
             resident.append(round(_status_megabytes("VmRSS"), 1))
             held.append(round(env.compressor.table.bytes / MEGABYTE, 2))
     full = FULL_TABLE_AFTER // int(GROWTH["every"])
-    return {
-        "growth": {**GROWTH, "resident_mb": resident, "table_mb": held},
-        "growth_mb_once_full": round(max(resident[full:]) - max(resident[:full]), 1),
-    }
+    grown = round(max(resident[full:]) - max(resident[:full]), 1)
+    save({"growth": {**GROWTH, "resident_mb": resident, "table_mb": held}, "growth_mb_once_full": grown})
 
 
-PARTS: dict[str, Callable[[Bench], Figures]] = {
+PARTS: dict[str, Callable[[Bench, Save], None]] = {
     "cold": cold,
     "floor": floor,
     "side_by_side": side_by_side,
@@ -349,27 +368,33 @@ def main(
     :param seed: of actions and agent
     """
     torch.set_num_threads(1)
-    path = RESULTS / "speed.json"
     bench = Bench(task, dataset, teacher, seed)
     wanted = parts or tuple(name for name in PARTS if name != "growth" or task == "embedded")
     for part in wanted:
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if not parts and part in known.get(task, {}).get("parts", {}):
+        if not parts and part in _known(task).get("parts", {}):
             continue
         print(f"--- {task}: {part}", flush=True)
-        started = time.perf_counter()
-        figures = PARTS[part](bench)
-        known = json.loads(path.read_text()) if path.exists() else {}
-        mine = {**known.get(task, {}), **figures, "settings": settings(bench)}
-        command = " ".join(["python -m benchmarks.speed", *(shown(a) for a in sys.argv[1:])])
-        done = {"command": command, "seconds": round(time.perf_counter() - started, 1)}
-        mine["parts"] = {**known.get(task, {}).get("parts", {}), part: done}
-        if "train100_environment_s" in mine and "reference_s" in mine:
-            agent = mine["train100_fast_s"] - mine["train100_environment_s"]
-            mine["train100_reference_s"] = round(mine["reference_s"] * mine["train100_episodes"] + agent, 1)
-            mine["train100_speedup"] = mine["train100_reference_s"] / mine["train100_fast_s"]
-        rest = {name: known[name] for name in TASK_SETTINGS if name in known}
-        print(f"wrote {write_result('speed', {'notes': NOTES, **rest, task: mine})}", flush=True)
+        PARTS[part](bench, partial(_save, bench, part, time.perf_counter()))
+
+
+def _known(task: str) -> Figures:
+    path = RESULTS / "speed.json"
+    figures: Figures = json.loads(path.read_text()).get(task, {}) if path.exists() else {}
+    return figures
+
+
+def _save(bench: Bench, part: str, started: float, figures: Figures) -> None:
+    """Put the figures of a part, finished or not, into the file."""
+    known = {name: _known(name) for name in TASK_SETTINGS if _known(name)}
+    command = " ".join(["python -m benchmarks.speed", *(shown(a) for a in sys.argv[1:])])
+    done = {"command": command, "seconds": round(time.perf_counter() - started, 1)}
+    before = known.get(bench.name, {})
+    mine = {**before, **figures, "settings": settings(bench), "parts": {**before.get("parts", {}), part: done}}
+    if "train100_environment_s" in mine and "reference_s" in mine:
+        agent = mine["train100_fast_s"] - mine["train100_environment_s"]
+        mine["train100_reference_s"] = round(mine["reference_s"] * mine["train100_episodes"] + agent, 1)
+        mine["train100_speedup"] = mine["train100_reference_s"] / mine["train100_fast_s"]
+    write_result("speed", {"notes": NOTES, **known, bench.name: mine})
 
 
 NOTES = {
@@ -377,8 +402,8 @@ NOTES = {
     "anew, student and teacher run from the images for every fine-tuning pass and every accuracy",
     "fast_s": "the same episode with all shortcuts and an empty table, median of three",
     "without_s": "the same with one shortcut off",
-    "equal": "whether rewards, observations and plans of all these episodes are the same bit for bit; mAP through "
-    "faster-coco-eval may differ by 1e-16, since it leaves out an epsilon of pycocotools",
+    "equal": "whether plans are the same and rewards and observations within 1e-5; largest_differences says how close: "
+    "all is the same bit for bit, but that faster-coco-eval leaves out an epsilon of pycocotools",
     "floor_ratio": "seconds of the steps of a random episode over those of their torch calls alone: the resumed "
     "forward pass over the search images, the fine-tuning passes with loss, backward pass and Adam",
     "train100_reference_s": "not run: the cold reference episode times the episodes, plus the agent's own seconds; its "

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
+from detectors.assignment import Assignment, assign, assigned_loss
 from detectors.cache import cache_folder
 from detectors.coco import Batch, CocoSplit, check_folder, load_folder
 from detectors.detection import Candidates, candidates, coco_rows, detect, detections, detections_map
@@ -76,6 +77,7 @@ class DetectionTask:
         self._calibration = self._batches(self._train.first(calibration_images))
         self._evaluation: dict[str, list[Batch]] = {}
         self._quick_map: QuickMAP | None = None
+        self._assignments: dict[int, Assignment] = {}  # by place in the pool
 
     def _batches(self, split: CocoSplit) -> list[Batch]:
         return [batch.to(self.device, self._layout) for batch in split.batches(self.batch_size)]
@@ -110,11 +112,19 @@ class DetectionTask:
 
     def task_loss(self, outputs: State, batch: Batch) -> Tensor:
         """The sum of torchvision's three FCOS losses."""
+        return assigned_loss(self.teacher, head_outputs(outputs), self._assignment(outputs, batch))
+
+    def _assignment(self, outputs: State, batch: Batch) -> Assignment:
+        """What a batch's locations are to find, made once for those of the pool."""
+        place = next((i for i, other in enumerate(self._pool) if other is batch), None)
+        if place is not None and place in self._assignments:
+            return self._assignments[place]
         features = outputs["features"]
         anchors = self.teacher.anchor_generator(ImageList(batch.images, list(batch.image_sizes)), features)
-        per_level = [x.shape[2] * x.shape[3] for x in features]
-        losses = self.teacher.compute_loss(list(batch.targets), head_outputs(outputs), anchors, per_level)
-        return torch.stack(list(losses.values())).sum()
+        made = assign(self.teacher, batch.targets, anchors, [x.shape[2] * x.shape[3] for x in features])
+        if place is not None:
+            self._assignments[place] = made
+        return made
 
     def distilled(self, outputs: State) -> list[Distillable]:
         """Class logits, boxes, centerness and the five pyramid maps."""

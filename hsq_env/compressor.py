@@ -20,7 +20,7 @@ from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
 from hsq_env.task import Batch, Distilled, QuickMetric, State, Task
 
 FINETUNE_SCOPES = ("layer", "block", "all")
-TABLE_MEGABYTES = 256.0  # of visited prefixes
+TABLE_MEGABYTES = 128.0  # of visited prefixes; every worker may fill as much
 
 
 def quick_form(task: Task) -> QuickMetric | None:
@@ -226,7 +226,6 @@ class Compressor:
         modules = self._student.modules_of(self.finetune_scope, index)
         picked = [(index * self.finetune_steps + i) % len(self._pool.batches) for i in range(self.finetune_steps)]
         losses = [partial(self._loss, i, alpha) for i in picked]
-        self._student.touch(modules)
         return finetune_block(self._student, modules, losses, self.rates, self.shortcuts.block_gradient)
 
     def _loss(self, index: int, alpha: float) -> Tensor:

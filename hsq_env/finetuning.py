@@ -78,6 +78,7 @@ def float32_outputs(forward: Callable[[], State], device: torch.device, bfloat16
 @contextmanager
 def training(student: Student, modules: Sequence[nn.Module], parameters: Sequence[Tensor]) -> Iterator[None]:
     """Gradients for ``parameters``, fake-quantized weights in ``modules``; rounded, stored ones again after."""
+    student.touch(modules)
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:

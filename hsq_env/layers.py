@@ -5,9 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsq_env.choices import Choice
@@ -27,17 +25,21 @@ class Variant:
     scale: Tensor
 
 
-def pack_mask(mask: Tensor | None) -> NDArray[np.uint8] | None:
-    """Eight weights to a byte."""
-    return None if mask is None else np.packbits(mask.cpu().numpy().reshape(-1))
+def pack_mask(mask: Tensor | None) -> Tensor | None:
+    """Eight weights to a byte, (numel / 8,) uint8; waits for no device."""
+    if mask is None:
+        return None
+    bits = mask.flatten().to(torch.uint8)
+    spread = nn.functional.pad(bits, (0, -bits.numel() % 8)).reshape(-1, 8)
+    return (spread << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(dim=1, dtype=torch.uint8)
 
 
-def unpack_mask(packed: NDArray[np.uint8] | None, weight: Tensor) -> Tensor | None:
-    """The inverse of ``pack_mask``, for a weight of the mask's shape and on its device."""
+def unpack_mask(packed: Tensor | None, weight: Tensor) -> Tensor | None:
+    """The inverse of ``pack_mask``, for a weight of the mask's shape."""
     if packed is None:
         return None
-    bits = np.unpackbits(packed, count=weight.numel()).view(np.bool_)
-    return torch.from_numpy(bits).reshape(weight.shape).to(weight.device)
+    spread = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+    return spread.flatten()[: weight.numel()].reshape(weight.shape).bool()
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class PackedLayer:
     choice: Choice
     activations: tuple[ActivationRange, ...]
     codes: Tensor
-    mask: NDArray[np.uint8] | None
+    mask: Tensor | None
     scale: Tensor
     bias: Tensor | None
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hsq_env.choices import Choice, Plan
@@ -126,7 +124,7 @@ def _layer_info(
 class PackedVariant:
     """A ``Variant`` in an eighth of its memory."""
 
-    mask: NDArray[np.uint8] | None
+    mask: Tensor | None
     scale: Tensor
 
     @classmethod

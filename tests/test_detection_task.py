@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
+from detectors.assignment import assign
 from detectors.coco import CocoSplit, load_folder
 from detectors.detection import detections as quick_detections
 from detectors.errors import InputError
@@ -99,6 +100,23 @@ def test_the_task_loss_is_torchvisions(task: Sure) -> None:
     per_level = [f.shape[2] * f.shape[3] for f in features]
     losses = task.teacher.compute_loss(list(batch.targets), heads, anchors, per_level)
     assert task.task_loss(state, batch).item() == pytest.approx(sum(x.item() for x in losses.values()), rel=1e-6)
+
+
+def test_what_the_pool_is_to_find_is_made_once(task: Sure, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def note(*arguments: Any) -> Any:
+        made.append(assign(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("detectors.task.assign", note)
+    monkeypatch.setattr(task, "_assignments", {})
+    losses = []
+    for _ in range(2):
+        for batch in (*task.finetuning(), task.long_finetuning(0)):
+            losses.append(task.task_loss(outputs(task, task.teacher, batch.images), batch).item())
+    assert len(made) == 2 + 1 + 1  # the pool's two batches once, the others each time
+    assert losses[:3] == losses[3:] and len(set(losses)) == 3
 
 
 def test_what_is_distilled(task: Sure) -> None:

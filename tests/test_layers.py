@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hsq_env.choices import Choice, choice_grid
-from hsq_env.layers import CompressedConv2d, CompressedLayer, CompressedLinear, make_compressible, tuning
+from hsq_env.layers import (
+    CompressedConv2d,
+    CompressedLayer,
+    CompressedLinear,
+    make_compressible,
+    pack_mask,
+    tuning,
+    unpack_mask,
+)
 from hsq_env.pruning import magnitude_mask
 from hsq_env.quantizers import activation_range, best_scale, weight_levels
 
@@ -154,3 +162,40 @@ def test_stored_parts_give_the_same_layer() -> None:
     again: CompressedLayer = second
     again.store()  # rounding what was loaded changes nothing
     assert torch.equal(second(images()), first(images()))
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 3, 3), (5, 3), (1, 1, 1, 1), (16, 16, 3, 3)])
+def test_a_packed_mask_takes_an_eighth_and_comes_back(shape: tuple[int, ...]) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.4
+    packed = pack_mask(mask)
+    assert packed is not None and packed.dtype == torch.uint8 and packed.numel() == -(-mask.numel() // 8)
+    again = unpack_mask(packed, torch.zeros(shape))
+    assert again is not None and torch.equal(again, mask)
+    assert pack_mask(None) is None and unpack_mask(None, torch.zeros(shape)) is None
+
+
+@pytest.mark.parametrize("choice", choice_grid(), ids=str)
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+def test_a_packed_layer_computes_the_same(choice: Choice, pattern: str) -> None:
+    layer, other = conv(0), conv(1)
+    layer.compress(choice, RANGES, pattern)
+    assert layer.bias is not None and other.bias is not None
+    layer.weight += 0.01 * torch.randn_like(layer.weight)  # as fine-tuning leaves it
+    layer.scale_factor.mul_(1.03)
+    layer.bias += 0.1
+    layer.store()
+    packed = layer.pack()
+    assert packed.nbytes <= 1.2 * layer.weight.numel() + 100
+    other.unpack(packed)
+    assert torch.equal(layer(images()), other(images()))
+    assert layer.codes is not None and other.codes is not None and other.choice == choice
+    assert torch.equal(other.codes, layer.codes) and torch.equal(other.scale(), layer.scale())
+    assert torch.equal(other.bias, layer.bias)
+
+
+def test_a_forgotten_choice_leaves_the_weights() -> None:
+    layer, plain = conv(), conv()
+    layer.compress(Choice(2, 0.5), RANGES, "unstructured")
+    assert not torch.equal(layer(images()), plain(images()))
+    layer.forget()
+    assert torch.equal(layer(images()), plain(images())) and layer.choice is layer.mask is layer.codes is None

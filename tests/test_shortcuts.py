@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import student_logits
-from tiny_task import TinyTask
+from tiny_task import TinyBatch, TinyTask
 
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.file import student_bytes
-from hsq_env.prefixes import NODE_BYTES
+from hsq_env.prefixes import NODE_BYTES, Decision
 from hsq_env.shortcuts import SWITCHES, Shortcuts
 
 LAYERS = 7
@@ -280,3 +280,39 @@ def test_switches_off_are_off(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -
         for _ in range(3):
             env.step(5)
         assert counts == expected
+
+
+# ---- accelerators
+
+
+def test_no_step_waits_for_a_device(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, where nothing has a value, whoever asks for one gets an error.
+
+    All but the metric runs: choices of every kind, fine-tuning, the forward pass, packing of blocks. torch's fake
+    quantization, which is elementwise, does not exist there.
+    """
+    monkeypatch.setattr(torch, "_fake_quantize_learnable_per_channel_affine", lambda x, scale, *_: x * scale.mean())
+    env = make(tiny, activation_bits=None)
+    compressor = env.compressor
+    student = compressor._student
+    student.model.to("meta")
+    student._bind()
+    for kept in (compressor._search, compressor._pool):
+        kept.batches = [TinyBatch(b.images.to("meta"), b.labels.to("meta")) for b in kept.batches]  # type: ignore[attr-defined]
+        kept.reset()
+    compressor._teacher_outputs = [
+        [type(item)(item.name, item.kind, item.tensor.to("meta")) for item in outputs]  # type: ignore[call-arg]
+        for outputs in compressor._teacher_outputs
+    ]
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.ones((), device="meta").item()
+    for index, action in enumerate([0, 3, 1, 5, 7, 8, 11]):
+        decision = Decision(env.choices[action], 0.3)
+        compressor.node = compressor._built = compressor.table.add(compressor.node, decision, None)
+        compressor._compress(index, env.choices[action])
+        finite = compressor._finetune(index, 0.3)
+        assert finite.device.type == "meta"
+        state = compressor._search.state(student.stages, 0)
+        assert compressor._search.route.finish(student.stages, state)["logits"].device.type == "meta"
+        compressor._finish(compressor.node)
+    assert sum(node.weights is not None for node in compressor.table) == 4

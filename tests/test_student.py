@@ -9,9 +9,12 @@ import torch
 from helpers import outputs, random_plan, student_logits
 from pyramid_task import PyramidTask
 from tiny_task import TinyTask
+from torch import Tensor
 
 from hsq_env.choices import Choice, Plan
+from hsq_env.file import student_bytes
 from hsq_env.finetuning import finetune_all
+from hsq_env.layers import CompressedLayer
 from hsq_env.quantizers import activation_range
 from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
 
@@ -206,3 +209,80 @@ def test_a_pickled_student_goes_on_alike(tiny: TinyTask, infos: tuple[LayerInfo,
     assert torch.equal(student_logits(copy), student_logits(student))
     copy.reset()
     assert torch.equal(student_logits(copy), student_logits(Student(tiny, infos)))
+
+
+# ---- blocks, copies, variants
+
+
+def test_a_packed_block_comes_back(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    """The head has a convolution, a group norm and a linear layer; another block's changes stay."""
+    one, other = Student(tiny, infos), Student(tiny, infos)
+    plan = random_plan(infos, 7)
+    for student in (one, other):
+        student.apply(plan)
+    finetune_all(one, 3)
+    for index in (0, 1, 3, 5):  # the first layer of every block
+        other.unpack_block(index, one.pack_block(index))
+    assert torch.equal(student_logits(other), student_logits(one))
+    norm, expected = other.model.get_submodule("head.1"), one.model.get_submodule("head.1")
+    assert isinstance(norm.weight, Tensor) and torch.equal(norm.weight, expected.weight)  # type: ignore[arg-type]
+    assert student_bytes(other) == student_bytes(one)
+    assert one.pack_block(5).nbytes < sum(layer.weight.nbytes for layer in one.layers[5:]) * 2
+
+
+def test_resetting_modules_leaves_the_others(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student, expected = Student(tiny, infos), Student(tiny, infos)
+    student.apply(random_plan(infos, 8))
+    finetune_all(student, 2)
+    kept = student.pack_block(1)
+    for index in (0, 3, 5):
+        student.reset_modules(student.modules_of("block", index))
+    expected.unpack_block(1, kept)
+    assert torch.equal(student_logits(student), student_logits(expected))
+    assert [layer.choice is None for layer in student.layers] == [True, False, False, True, True, True, True]
+
+
+def test_a_copy_is_independent(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos, keep_variants=True)
+    student.apply(random_plan(infos, 9))
+    before = student_logits(student)
+    copy = student.copy()
+    assert torch.equal(student_logits(copy), before) and copy.plan() == student.plan()
+    finetune_all(copy, 2)
+    copy.compress(0, Choice(2, 0.75))
+    assert torch.equal(student_logits(student), before) and not torch.equal(student_logits(copy), before)
+    copy.reset()
+    assert torch.equal(student_logits(copy), student_logits(Student(tiny, infos)))
+
+
+def test_variants_of_untouched_layers_are_made_once(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, plain = Student(tiny, infos, keep_variants=True), Student(tiny, infos)
+    made: list[CompressedLayer] = []
+    variant = CompressedLayer.variant
+
+    def note(self: CompressedLayer, choice: Choice, pattern: str) -> Any:
+        made.append(self)
+        return variant(self, choice, pattern)
+
+    for choice in (Choice(2, 0.5), Choice(4)):
+        for _ in range(3):
+            plain.compress(1, choice)
+            with monkeypatch.context() as patch:
+                patch.setattr(CompressedLayer, "variant", note)
+                student.reset()
+                student.compress(1, choice)
+            assert torch.equal(student_logits(student), student_logits(plain))
+            plain.reset()
+    assert len(made) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(CompressedLayer, "variant", note)
+        student.touch([student.layers[1]])
+        student.compress(1, Choice(4))
+        student.reset_modules([student.layers[1]])
+        student.compress(1, Choice(4))
+        student.touch(student.modules_of("block", 1))
+        student.reset()
+        student.compress(1, Choice(4))
+    assert len(made) == 3
