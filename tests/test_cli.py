@@ -290,6 +290,21 @@ def test_a_used_folder(tmp_path: Path, capsys: Captured) -> None:
     assert (tmp_path / "result.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--workers", "0", "0 workers can do no work: give --workers 1 or more."),
+        ("--table-megabytes", "-1", "table_megabytes is -1.0: give 0 or more (--table-megabytes)."),
+        ("--table-megabytes", "nan", "table_megabytes is nan: give 0 or more (--table-megabytes)."),
+    ],
+)
+def test_impossible_numbers(
+    on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured, flag: str, value: str, told: str
+) -> None:
+    assert fails(capsys, "search", "--out", str(tmp_path / "run"), flag, value) == f"hsq: {told}"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_agent(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured) -> None:
     assert "Unknown agent 'best'" in fails(capsys, "search", "--out", str(tmp_path / "run"), "--algo", "best")
     assert list(tmp_path.iterdir()) == []

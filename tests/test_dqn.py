@@ -131,6 +131,32 @@ def test_exploration_of_many_observations_at_once(agent: MaskedDQN) -> None:
     assert found.shape == (300,) and allowed[np.arange(300), found].all()
 
 
+def test_every_worker_explores_on_its_own(agent: MaskedDQN) -> None:
+    """With two choices allowed, half of the exploring rows differ from the greedy ones."""
+    seen, _ = observations(400)
+    seen[:, -12:] = 0
+    seen[:, [-12, -7]] = 1
+    agent.exploration_rate = 0.5
+    greedy, _ = agent.predict(seen, deterministic=True)
+    np.random.seed(0)
+    actions, _ = agent.predict(seen)
+    assert set(actions.tolist()) == {0, 5}
+    assert 60 < (actions != greedy).sum() < 140
+
+
+def test_a_single_worker_draws_as_ever(agent: MaskedDQN) -> None:
+    """Whether to explore, and only then what: the same numbers as a search of one environment has always used."""
+    seen, allowed = observations(60)
+    agent.exploration_rate = 0.4
+    np.random.seed(1)
+    found = [int(agent.predict(row)[0]) for row in seen]
+    np.random.seed(1)
+    for row, mask, action in zip(seen, allowed, found, strict=True):
+        explores = np.random.rand(1)[0] < 0.4
+        expected = np.random.choice(np.flatnonzero(mask)) if explores else agent.predict(row, deterministic=True)[0]
+        assert action == expected
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_one_observation_gives_one_action(agent: MaskedDQN, rate: float) -> None:
     agent.exploration_rate = rate

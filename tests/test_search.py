@@ -1,6 +1,7 @@
 """The whole pipeline on the tiny task."""
 
 import json
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from agents.callbacks import EpisodeRecorder
 from agents.dqn import HYPERPARAMETERS
 from agents.search import search
 from detectors.errors import InputError
-from hsq_env.choices import Plan
+from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, read_header
 from hsq_env.student import evaluate
@@ -152,14 +153,69 @@ def test_no_episodes_leave_the_baselines_plan(tiny: TinyTask, tmp_path: Path) ->
     assert (tmp_path / "run" / "policy.zip").is_file()
 
 
+# ---- side by side
+
+
+@pytest.mark.parametrize(("algo", "returns"), [("dqn", True), ("ppo", False)])
+def test_two_workers_search_together(tiny: TinyTask, tmp_path: Path, algo: str, returns: bool) -> None:
+    """Both finish at the same step, so that three episodes become four."""
+    settings = {**SETTINGS, "episodes": 3, "finetune_steps": 1, "algo": algo}
+    result = search(tiny, tmp_path / "run", **settings, workers=2, say=nothing)
+    assert result["workers"] == 2 and result["return_to_best"] is returns
+    assert [row["source"] for row in result["history"]] == ["integer_program", *[algo] * 4]
+    assert result["steps"] == 4 * 7 and 0 <= result["visited_steps"] < result["steps"]
+    for row in result["history"][1:]:  # every episode is what one environment gives for its choices
+        env = HSQEnv(tiny, target_ratio=7.0)
+        env.reset()
+        for bits, sparsity in row["choices"]:
+            info = env.step(env.choices.index(Choice(bits, sparsity)))[4]
+        assert (info["accuracy"], info["ratio"]) == (row["accuracy"], row["ratio"])
+    assert active_children() == []
+    assert load_hsq(tmp_path / "run" / "model.hsq", TinyNet().requires_grad_(False)).plan() == Plan.read(
+        tmp_path / "run" / "plan.json"
+    )
+
+
+def test_an_interruption_of_two_workers_leaves_the_best_plan(
+    tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Soon(Interrupted):
+        stop_at = 20  # timesteps of both: in the second pair of episodes
+
+    monkeypatch.setattr(agents.explore, "EpisodeRecorder", Soon)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="best plan so far"):
+        search(tiny, out, **{**SETTINGS, "episodes": 9}, workers=2, say=nothing)
+    check_usable(tiny, out)
+    assert active_children() == []
+    history = json.loads((out / "interrupted.json").read_text())["history"]
+    assert [row["source"] for row in history] == ["integer_program", "dqn", "dqn"]
+    best = max(history, key=lambda row: row["accuracy"])
+    assert best["choices"] == [[c.bits, c.sparsity] for c in Plan.read(out / "plan.json").choices]
+
+
+def test_the_best_plan_is_followed_unless_told_otherwise(tiny: TinyTask, tmp_path: Path) -> None:
+    """Most steps of an episode that follows a known plan at first were visited before."""
+    settings = {**SETTINGS, "episodes": 6, "finetune_steps": 0}
+    followed = search(tiny, tmp_path / "a", **settings, say=nothing)
+    free = search(tiny, tmp_path / "b", **settings, return_to_best=False, say=nothing)
+    assert (followed["return_to_best"], free["return_to_best"]) == (True, False)
+    assert followed["steps"] == free["steps"] == 42
+    assert followed["visited_steps"] >= 6 and followed["history"][0] | {"seconds": 0} == free["history"][0] | {
+        "seconds": 0
+    }
+
+
 # ---- interruptions
 
 
 class Interrupted(EpisodeRecorder):
     """Ctrl-C in the middle of the second episode."""
 
+    stop_at = 10
+
     def _on_step(self) -> bool:
-        if self.num_timesteps == 10:
+        if self.num_timesteps == self.stop_at:
             raise KeyboardInterrupt
         return super()._on_step()
 
@@ -261,7 +317,16 @@ def test_a_used_folder_is_refused_before_any_work(tiny: TinyTask, run: tuple[Pat
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"target_ratio": 100.0}, {"algo": "rainbow"}, {"reward": "best"}, {"alpha": 2.0}, {"finalists": 0}]
+    "wrong",
+    [
+        {"target_ratio": 100.0},
+        {"algo": "rainbow"},
+        {"reward": "best"},
+        {"alpha": 2.0},
+        {"finalists": 0},
+        {"workers": 0},
+        {"table_megabytes": -1.0},
+    ],
 )
 def test_bad_input_leaves_no_folder(tiny: TinyTask, tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
