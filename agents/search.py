@@ -93,6 +93,8 @@ def search(
             train_agent(agent, len(env.layers), algo, log, episodes, time_budget, callbacks)
             for steps in steps_taken(trained_on):
                 log.count(steps)
+        if workers > 1:  # the rollout was the parent's
+            log.count(env.steps_taken)
         folder.write_policy(agent)
         best = log.best_plans(finalists, by_return=target_ratio is None)
         winner, student, candidates = choose(env, best, finetune_steps, say)
