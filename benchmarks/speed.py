@@ -8,10 +8,8 @@ stands there, unless it is named with ``--parts``. Nothing else should run meanw
 """
 
 import json
-import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +27,7 @@ from agents.explore import SearchLog, rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.return_to_best import ReturnToBest
 from agents.workers import workers
+from benchmarks.memory import MEGABYTE, Memory, status_megabytes
 from benchmarks.record import RESULTS, write_result
 from detectors.task import SHAPES, DetectionTask, detection_task
 from hsq_env.distillation import AKD
@@ -47,12 +46,11 @@ FINETUNE_STEPS = {"embedded": 2, "bccd": 1}
 TARGET_RATIO = {"embedded": 8.0, "bccd": 12.0}
 TRAIN_EPISODES = 100
 SIDE_BY_SIDE_REPEATS = {"embedded": 2, "bccd": 1}
-GROWTH = {"episodes": 300, "table_megabytes": 16.0, "search_images": 4, "every": 10}
+GROWTH = {"episodes": 300, "table_megabytes": 16.0, "search_images": 2, "every": 10}
 FULL_TABLE_AFTER = 100  # episodes of the growth run; the table is full long before
 SAVE_EVERY = 10  # episodes of training
 BETA = 0.95  # of hsq search
 SAME = 1e-5
-MEGABYTE = 1e6
 Figures = dict[str, Any]
 Save = Callable[[Figures], None]
 
@@ -230,7 +228,7 @@ def train(bench: Bench, save: Save) -> None:
             "accuracy_per_episode": [round(e.accuracy, 4) for e in episodes],
             "accuracy_of_the_integer_program": round(log.episodes[0].accuracy, 4),
             "table_mb": env.compressor.table.bytes / MEGABYTE,
-            "train100_peak_mb": round(_status_megabytes("VmHWM"), 1),
+            "train100_peak_mb": round(status_megabytes("VmHWM"), 1),
         }
 
     def say(line: str) -> None:
@@ -291,52 +289,15 @@ def side_by_side(bench: Bench, save: Save) -> None:
         save({"two_workers": medians[2] / medians[1], "steps_per_second": rates, "peak_mb": round(peak, 1)})
 
 
-class Memory:
-    """The largest memory of this process and its children, shared pages counted once."""
-
-    def __enter__(self) -> "Memory":
-        self.peak, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(1.0):
-            self.peak = max(self.peak, sum(_proportional_megabytes(pid) for pid in _family()))
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def _family() -> list[int]:
-    task = Path(f"/proc/{os.getpid()}/task")
-    children = [int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
-    return [os.getpid(), *children]
-
-
-def _proportional_megabytes(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # gone meanwhile
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / MEGABYTE
-
-
-def _status_megabytes(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024 / MEGABYTE
-
-
 def growth(bench: Bench, save: Save) -> None:
     """Memory over many random episodes with a small table: flat once it is full."""
-    small = Bench(bench.name, SHAPES, None, search_images=int(GROWTH["search_images"]), batch_size=4)
+    small = Bench(bench.name, SHAPES, None, search_images=int(GROWTH["search_images"]), batch_size=2)
     env = small.env(finetune_steps=0, table_megabytes=GROWTH["table_megabytes"])
     resident, held = [], []
     for episode in range(int(GROWTH["episodes"])):
         play(env, small.actions(100 + episode))
         if (episode + 1) % int(GROWTH["every"]) == 0:
-            resident.append(round(_status_megabytes("VmRSS"), 1))
+            resident.append(round(status_megabytes("VmRSS"), 1))
             held.append(round(env.compressor.table.bytes / MEGABYTE, 2))
     full = FULL_TABLE_AFTER // int(GROWTH["every"])
     grown = round(max(resident[full:]) - max(resident[:full]), 1)
@@ -394,7 +355,7 @@ def _save(bench: Bench, part: str, started: float, figures: Figures) -> None:
         agent = mine["train100_fast_s"] - mine["train100_environment_s"]
         mine["train100_reference_s"] = round(mine["reference_s"] * mine["train100_episodes"] + agent, 1)
         mine["train100_speedup"] = mine["train100_reference_s"] / mine["train100_fast_s"]
-    write_result("speed", {"notes": NOTES, **known, bench.name: mine})
+    write_result("speed", {"command": command, "notes": NOTES, **known, bench.name: mine})
 
 
 NOTES = {
