@@ -13,7 +13,7 @@ from typing import Any
 
 from hsq_env.choices import Choice
 
-NODE_BYTES = 600  # of a node with its entries in dictionaries, as tracemalloc sees them
+NODE_BYTES = 640  # of a node with its entries in dictionaries, as tracemalloc sees them
 
 
 @dataclass(frozen=True)
