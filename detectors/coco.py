@@ -285,8 +285,9 @@ def _checked_annotations(folder: Path, name: str) -> dict[str, Any]:
             raise InputError(
                 f"{path} lists {image['file_name']}, which is not in {folder / name}: add it or remove its entry."
             )
-    for a in annotations:
+    for number, a in enumerate(annotations):
         _check_box(a, by_id, known, path)
+        a["id"] = number + 1  # the evaluations take id 0 for "unmatched", and equal ids for one box
         a.setdefault("iscrowd", 0)
         a.setdefault("area", a["bbox"][2] * a["bbox"][3])
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -72,7 +72,7 @@ class Compressor:
         self._student = Student(task, self.infos, activation_bits, pattern, keep_variants=self.shortcuts.variants)
         self._routes = self._plan_routes()
         self._search = KeptStates(task.evaluation("search"), self.shortcuts.resume)
-        self._pool = KeptStates(task.finetuning(), self.shortcuts.resume)
+        self._pool = KeptStates(task.finetuning(), self.shortcuts.resume, tuning=True, bfloat16=bfloat16)
         self._teacher_stages = task.stages(task.teacher)
         self._teacher_outputs = [self._distil(b) for b in task.finetuning()] if finetune_steps else []
         self.teacher_metric = evaluate(task, self._teacher_stages, "search")

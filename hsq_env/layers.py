@@ -227,7 +227,7 @@ class CompressedLinear(CompressedLayer, nn.Linear):  # type: ignore[misc]  # tor
     def forward(self, x: Tensor) -> Tensor:
         """:param x: (..., in_features)"""
         x = self.quantized_input(x)
-        if torch.is_grad_enabled():
+        if self.choice is not None or torch.is_grad_enabled():
             x = x.contiguous()  # else torch's kernel, and the last bit, depend on whether the weight wants a gradient
         return nn.functional.linear(x, *self.weight_and_bias())
 

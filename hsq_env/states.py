@@ -1,6 +1,7 @@
 """Forward passes that start where the change is: the states before the present block, kept for a list of batches."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -86,10 +87,15 @@ class KeptStates:
 
     :param batches: whose states are kept
     :param resume: False recomputes every state from the images whenever it is asked for, with equal results
+    :param tuning: run a route's free stages as fine-tuning runs the others: kernels may depend on whether gradients
+        are allowed
+    :param bfloat16: and under autocast
     """
 
-    def __init__(self, batches: Sequence[Batch], resume: bool = True) -> None:
-        self.batches, self.resume = batches, resume
+    def __init__(
+        self, batches: Sequence[Batch], resume: bool = True, tuning: bool = False, bfloat16: bool = False
+    ) -> None:
+        self.batches, self.resume, self.tuning, self.bfloat16 = batches, resume, tuning, bfloat16
         self.route = Route(0, (), ())
         self.reset()
 
@@ -126,12 +132,19 @@ class KeptStates:
         if not self.route.free:
             return self._states[index]
         if index not in self._prepared:
-            self._prepared[index] = _run_beside(stages, self._states[index], self.route.free)
+            self._prepared[index] = self._with_free_stages(stages, index)
         return self._prepared[index]
+
+    def _with_free_stages(self, stages: Sequence[Stage], index: int) -> State:
+        device = self.batches[index].images.device.type
+        autocast = torch.autocast(device, torch.bfloat16) if self.bfloat16 else nullcontext()
+        with torch.set_grad_enabled(self.tuning), autocast:
+            state = _run_beside(stages, self._states[index], self.route.free)
+        return {k: [t.detach() for t in v] if isinstance(v, list) else v.detach() for k, v in state.items()}
 
     def fork(self) -> "KeptStates":
         """The same states, to be moved forward on their own; the tensors are shared."""
-        other = KeptStates(self.batches, self.resume)
+        other = KeptStates(self.batches, self.resume, self.tuning, self.bfloat16)
         other.route, other._at, other._states = self.route, list(self._at), list(self._states)
         other._prepared = dict(self._prepared)
         return other

@@ -14,6 +14,7 @@ from PIL import Image
 
 from detectors.coco import IMAGE_MEAN, IMAGE_STD, class_names, load_folder, make_batch
 from detectors.errors import InputError
+from detectors.metric import QuickMAP, mean_average_precision
 
 Data = dict[str, Any]
 
@@ -128,7 +129,7 @@ def test_first_and_only(folder: Path) -> None:
     split = load_folder(folder)["train"]
     assert split.first(2).image_ids == [1, 2]
     assert split.only([3, 1]).image_ids == [1, 3]
-    assert [a["id"] for a in split.only([3, 1]).truth.dataset["annotations"]] == [101, 103]
+    assert [a["id"] for a in split.only([3, 1]).truth.dataset["annotations"]] == [1, 3]
     assert split.image_ids == [1, 2, 3]
 
 
@@ -214,6 +215,24 @@ def test_missing_folder(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "nowhere") == (
         f"There is no data folder {tmp_path / 'nowhere'}: give the folder that holds 'annotations/' and the images."
     )
+
+
+@pytest.mark.parametrize("ids", [(0, 1, 2), (7, 7, 7)], ids=["from 0", "all alike"])
+def test_annotation_ids_do_not_matter(folder: Path, ids: tuple[int, ...]) -> None:
+    """pycocotools takes a match with annotation 0 for none: a detector that finds all would score less than 1."""
+
+    def renumber(data: Data) -> None:
+        for annotation, number in zip(data["annotations"], ids, strict=True):
+            annotation["id"] = number
+
+    _spoil(folder, renumber)
+    split = load_folder(folder)["train"]
+    found = [
+        {**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9}
+        for a in split.truth.dataset["annotations"]
+    ]
+    assert mean_average_precision(split.truth, found, split.image_ids) == pytest.approx(1.0)
+    assert QuickMAP(split.truth, split.image_ids)(found) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("gone", "file"), [("train2017", "instances_train2017"), ("val2017", "instances_val2017")])
