@@ -1,27 +1,44 @@
 """Agents by name."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3 import A2C, PPO
+import numpy as np
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.dqn import HYPERPARAMETERS, MaskedDQN, MaskedDQNPolicy
-from agents.executed import ExecutedDDPG, ExecutedSAC, ExecutedTD3, StoresExecuted
+from agents import ddpg, dqn, maskable_ppo, ppo, qrdqn, sac, td3
+from agents.executed import StoresExecuted
 from detectors.errors import InputError
 
-EPISODE = 72  # steps of a ResNet-50 detector
-OFF_POLICY: dict[str, Any] = {"buffer_size": 20_000, "learning_starts": EPISODE, "learning_rate": 1e-3, "gamma": 1.0}
 
-# name: class, policy, hyperparameters, the action space that it needs
-ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], Any, dict[str, Any], str]] = {
-    "dqn": (MaskedDQN, MaskedDQNPolicy, HYPERPARAMETERS, "discrete"),
-    "ppo": (PPO, "MlpPolicy", {"n_steps": EPISODE, "batch_size": EPISODE // 2, "gamma": 1.0}, "discrete"),
-    "a2c": (A2C, "MlpPolicy", {"gamma": 1.0}, "discrete"),
-    "sac": (ExecutedSAC, "MlpPolicy", OFF_POLICY, "continuous"),
-    "td3": (ExecutedTD3, "MlpPolicy", OFF_POLICY, "continuous"),
-    "ddpg": (ExecutedDDPG, "MlpPolicy", OFF_POLICY, "continuous"),
+@dataclass(frozen=True)
+class Algorithm:
+    """An agent of Stable-Baselines3 or sb3-contrib.
+
+    :param hyperparameters: as its file has them; an ``action_noise`` is made for a number of action dimensions
+    :param action_space: that it needs
+    """
+
+    kind: type[BaseAlgorithm]
+    policy: Any
+    hyperparameters: dict[str, Any]
+    action_space: str
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "dqn": Algorithm(dqn.MaskedDQN, dqn.MaskedDQNPolicy, dqn.HYPERPARAMETERS, "discrete"),
+    "qrdqn": Algorithm(qrdqn.MaskedQRDQN, qrdqn.MaskedQRDQNPolicy, qrdqn.HYPERPARAMETERS, "discrete"),
+    "maskable_ppo": Algorithm(MaskablePPO, "MlpPolicy", maskable_ppo.HYPERPARAMETERS, "discrete"),
+    "ppo": Algorithm(PPO, "MlpPolicy", ppo.HYPERPARAMETERS, "discrete"),
+    "sac": Algorithm(sac.ExecutedSAC, "MlpPolicy", sac.HYPERPARAMETERS, "continuous"),
+    "td3": Algorithm(td3.ExecutedTD3, "MlpPolicy", td3.HYPERPARAMETERS, "continuous"),
+    "ddpg": Algorithm(ddpg.ExecutedDDPG, "MlpPolicy", ddpg.HYPERPARAMETERS, "continuous"),
+    "haq": Algorithm(ddpg.TwoRateDDPG, "MlpPolicy", ddpg.HAQ, "continuous"),
+    "amc": Algorithm(ddpg.TwoRateDDPG, "MlpPolicy", ddpg.AMC, "continuous"),
 }
 
 
@@ -32,12 +49,12 @@ def action_space_of(algo: str) -> str:
     """
     if algo not in ALGORITHMS:
         raise InputError(f"Unknown agent '{algo}': known are {', '.join(ALGORITHMS)} (--algo).")
-    return ALGORITHMS[algo][3]
+    return ALGORITHMS[algo].action_space
 
 
 def stores_executed(algo: str) -> bool:
     """Whether an agent learns from the actions that were executed in place of its own."""
-    return issubclass(ALGORITHMS[algo][0], StoresExecuted)
+    return issubclass(ALGORITHMS[algo].kind, StoresExecuted)
 
 
 def make_agent(algo: str, env: gym.Env[Any, Any] | VecEnv, seed: int | None = 0, **arguments: Any) -> BaseAlgorithm:
@@ -47,7 +64,10 @@ def make_agent(algo: str, env: gym.Env[Any, Any] | VecEnv, seed: int | None = 0,
     :param arguments: override the hyperparameters kept here
     """
     action_space_of(algo)
-    kind, policy, hyperparameters, _ = ALGORITHMS[algo]
-    if isinstance(env, VecEnv) and "gradient_steps" in hyperparameters:
-        hyperparameters = {**hyperparameters, "gradient_steps": hyperparameters["gradient_steps"] * env.num_envs}
-    return kind(policy, env, seed=seed, device="cpu", **{**hyperparameters, **arguments})
+    algorithm = ALGORITHMS[algo]
+    settings = {**algorithm.hyperparameters, **arguments}
+    if isinstance(env, VecEnv) and "gradient_steps" in settings and "gradient_steps" not in arguments:
+        settings["gradient_steps"] *= env.num_envs
+    if callable(settings.get("action_noise")) and "action_noise" not in arguments:
+        settings["action_noise"] = settings["action_noise"](int(np.prod(env.action_space.shape or ())))
+    return algorithm.kind(algorithm.policy, env, seed=seed, device="cpu", **settings)

@@ -1,5 +1,6 @@
 """Callbacks of a search: the record of finished episodes, and the end of the time budget."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ class Episode:
     :param source: who chose, an agent's name or a baseline's
     :param total_reward: sum of the rewards
     :param accuracy: on the search split, after the last layer
+    :param divergence: likewise
+    :param target_ratio: that it was asked for
     :param ratio: as the written file has it
     """
 
@@ -33,6 +36,22 @@ class Episode:
     accuracy: float
     ratio: float
     seconds: float
+    divergence: float = 0.0
+    target_ratio: float | None = None
+
+    @classmethod
+    def of(cls, source: str, info: dict[str, Any], total_reward: float, seconds: float) -> "Episode":
+        """From the info of an episode's last step."""
+        return cls(
+            source,
+            info["plan"],
+            total_reward,
+            info["accuracy"],
+            info["ratio"],
+            round(seconds, 2),
+            math.inf if info["diverged"] else info["divergence"],
+            info["target_ratio"],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Without the plan's layer names."""
@@ -71,6 +90,8 @@ class EpisodeRecorder(BaseCallback):
 
     def _on_step(self) -> bool:
         for worker, (info, reward) in enumerate(zip(self.locals["infos"], self.locals["rewards"], strict=True)):
+            if info.get("evaluations_spent"):
+                return False
             self._rewards[worker] += float(reward)
             self.on_progress(info)
             if "plan" in info:
@@ -81,11 +102,11 @@ class EpisodeRecorder(BaseCallback):
 
     def _finish(self, worker: int, info: dict[str, Any]) -> None:
         now = time.monotonic()
-        seconds = round(now - self._started[worker], 2)
-        episode = Episode(self.source, info["plan"], self._rewards[worker], info["accuracy"], info["ratio"], seconds)
+        episode = Episode.of(self.source, info, self._rewards[worker], now - self._started[worker])
         self._rewards[worker], self._started[worker] = 0.0, now
         self.finished += 1
         self.logger.record("search/accuracy", episode.accuracy)
+        self.logger.record("search/divergence", episode.divergence)
         self.logger.record("search/ratio", episode.ratio)
         self.logger.record("search/total_reward", episode.total_reward)
         self.logger.dump(self.num_timesteps)

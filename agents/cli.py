@@ -10,7 +10,7 @@ import tyro
 import hsq_env  # noqa: F401 - sets OMP_WAIT_POLICY before torch loads
 from detectors.errors import InputError
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_MISSED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def search(
@@ -20,22 +20,26 @@ def search(
     teacher: Path | None = None,
     splits: tuple[str, ...] | None = None,
     algo: str = "dqn",
-    episodes: int = 5,
+    episodes: int | None = None,
+    evaluations: int | None = None,
     time_budget: float | None = None,
     target_ratio: float = 8.0,
+    pareto: tuple[float, ...] | None = None,
     seed: int = 0,
     finetune_steps: int = 300,
     finalists: int = 2,
     step_minibatches: int = 2,
     workers: int = 1,
+    warm_start: tuple[str, ...] = ("ilp", "ilp_repaired"),
     return_to_best: bool = True,
     table_megabytes: float = 128.0,
     search_images: int = 64,
     pool_images: int = 64,
     calibration_images: int = 16,
-    reward: str = "paper",
-    alpha: float = 0.3,
-    beta: float = 0.95,
+    reward: str = "divergence",
+    alpha: float = 0.0,
+    beta: float | None = None,
+    observe_repaired: bool = False,
     activation_bits: int | None = 8,
     sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
     bfloat16: bool = False,
@@ -51,27 +55,34 @@ def search(
     :param detector: name that the teacher must have; any if not given
     :param teacher: written by 'hsq teacher'; the shipped one for "shapes"
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
-    :param algo: dqn, ppo, a2c, sac, td3 or ddpg
-    :param episodes: each decides every layer once; the paper uses 1000
+    :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg; a baseline: uniform, random, greedy, ilp,
+        ilp_repaired, tpe, nsga2, local; or module:factory of your own
+    :param episodes: each decides every layer once; the paper uses 1000; 5 if nothing limits the search
+    :param evaluations: students that may be measured in the search, one for each new step
     :param time_budget: seconds of the agent's training, whichever ends first
     :param target_ratio: teacher bytes over student bytes
+    :param pareto: several target ratios for a plan each from one training, in place of one
     :param seed: of the agent and of the long fine-tuning
     :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
     :param finalists: plans that are fine-tuned; the best on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param workers: environments side by side, each in a process of its own with one thread
+    :param warm_start: baselines whose plans the agent starts from; ilp_repaired measures every choice once with a
+        repair, which takes 3 minutes on the embedded task and an hour at full width on one core
     :param return_to_best: episodes follow the best plan so far up to a random layer, which costs nothing
     :param table_megabytes: memory of each worker for plans' beginnings that were measured before
     :param search_images: images that rewards look at
     :param pool_images: training images that the brief fine-tuning takes its minibatches from
     :param calibration_images: training images for activation ranges and sensitivities
-    :param reward: paper, paper-literal, size or terminal
+    :param reward: divergence, paper, paper-literal, size or terminal
     :param alpha: share of the ground-truth loss in the steps' fine-tuning
-    :param beta: weight of accuracy in the reward; near 1, since the target ratio bounds the size already
+    :param beta: weight of accuracy in the reward; 1 if not given, since the target ratio bounds the size already
+    :param observe_repaired: show agents what is left of each choice's damage after a repair
     :param activation_bits: of every layer's input; None for float32
     :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
     """
+    from agents.find import Explorer
     from agents.report import print_table
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
@@ -91,25 +102,80 @@ def search(
     result = run_search(
         task,
         out,
-        algo=algo,
-        episodes=episodes,
-        time_budget=time_budget,
-        target_ratio=target_ratio,
-        seed=seed,
+        Explorer(
+            algo,
+            seed,
+            5 if episodes is None and evaluations is None and time_budget is None else episodes,
+            evaluations,
+            time_budget,
+            workers,
+            warm_start,
+            return_to_best,
+        ),
+        target_ratio=pareto or target_ratio,
         finetune_steps=finetune_steps,
         finalists=finalists,
         detector=task.spec.detector,
         step_minibatches=step_minibatches,
-        workers=workers,
-        return_to_best=return_to_best,
         table_megabytes=table_megabytes,
         reward=reward,
         alpha=alpha,
         beta=beta,
+        observe_repaired=observe_repaired,
         activation_bits=activation_bits,
         sparsity_pattern=sparsity_pattern,
         bfloat16=bfloat16,
     )
+    print_table(result, out)
+
+
+def monitor(
+    run: Annotated[Path, tyro.conf.Positional],
+    dataset: str = "shapes",
+    target_accuracy: float | None = None,
+    splits: tuple[str, ...] | None = None,
+    retrain: bool = False,
+    out: Path | None = None,
+    episodes: int = 5,
+    evaluations: int | None = None,
+    finetune_steps: int = 300,
+) -> None:
+    """Measure a finished model on new images and, if asked to, search again from the old policy and replay.
+
+    Exit code 0 if the target is met or a new search has ended, 1 if the target is missed.
+
+    Example: hsq monitor runs/photos --dataset new_photos/ --retrain --out runs/new_photos
+
+    :param run: folder of a finished search
+    :param dataset: "shapes", or a COCO-layout folder whose test split is measured
+    :param target_accuracy: mAP over the teacher's; by default what the run measured less 0.01
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
+    :param retrain: search again on the new data if the target is missed
+    :param out: a new or empty folder for that search
+    :param episodes: of that search
+    :param evaluations: students that it may measure
+    :param finetune_steps: gradient steps after it
+    """
+    from agents.find import Explorer
+    from agents.monitor import explorer_from, read_run
+    from agents.monitor import monitor as measure
+    from agents.report import print_table
+    from agents.run_folder import check_new_folder
+    from agents.search import search as run_search
+
+    if retrain:
+        if out is None:
+            raise InputError("--retrain needs a folder for the new search: give --out FOLDER.")
+        check_new_folder(out)
+        explorer = explorer_from(run, Explorer(episodes=episodes, evaluations=evaluations))
+    verdict, task = measure(run, dataset, target_accuracy, splits)
+    print(verdict.sentence(dataset))
+    if verdict.meets:
+        return
+    if not retrain or out is None:
+        raise SystemExit(EXIT_MISSED)
+    settings = {key: value for key, value in read_run(run).items() if key in ("target_ratio", "reward", "beta")}
+    result = run_search(task, out, explorer, finetune_steps=finetune_steps, detector=task.spec.detector, **settings)
     print_table(result, out)
 
 
@@ -224,7 +290,14 @@ def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: 
     print(f"wrote {write_shapes(out, {'train': train, 'val': val, 'test': test}, seed)}")
 
 
-COMMANDS: dict[str, Any] = {"search": search, "evaluate": evaluate, "info": info, "teacher": teacher, "shapes": shapes}
+COMMANDS: dict[str, Any] = {
+    "search": search,
+    "monitor": monitor,
+    "evaluate": evaluate,
+    "info": info,
+    "teacher": teacher,
+    "shapes": shapes,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,20 +1,13 @@
-"""DQN with action masks, hyperparameters fitted to episodes of about 70 steps.
-
-The environment's observation ends with one number per action that says whether the budget allows it. Masking the
-Q-values there covers both places where DQN takes a maximum: the greedy action and the bootstrap target.
-"""
+"""DQN with action masks, hyperparameters fitted to episodes of about 70 steps."""
 
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
-from agents.executed import StoresExecuted
-
-FORBIDDEN = -1e8  # Q-value of an action that the budget rules out
+from agents.masked import ExploresAllowed, masked
 
 HYPERPARAMETERS: dict[str, Any] = {
     "learning_rate": 1e-3,  # the paper's
@@ -41,8 +34,7 @@ class MaskedQNetwork(QNetwork):
     def forward(self, obs: torch.Tensor | dict[str, torch.Tensor]) -> torch.Tensor:
         """:param obs: (N, features), the last columns being the mask; returns (N, actions)"""
         assert isinstance(obs, torch.Tensor)
-        values = super().forward(obs)
-        return values.masked_fill(obs[:, -values.shape[1] :] < 0.5, FORBIDDEN)
+        return masked(super().forward(obs), obs)
 
 
 class MaskedDQNPolicy(DQNPolicy):
@@ -54,23 +46,5 @@ class MaskedDQNPolicy(DQNPolicy):
         return MaskedQNetwork(**net_args).to(self.device)
 
 
-class MaskedDQN(StoresExecuted, DQN):
+class MaskedDQN(ExploresAllowed, DQN):
     """SB3's DQN that explores among allowed actions and stores the actions that were executed."""
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """As SB3's, random actions drawn from the allowed ones, by every worker on its own."""
-        greedy, state = self.policy.predict(observation, state, episode_start, deterministic)
-        if deterministic:
-            return greedy, state
-        count = int(self.action_space.n)  # type: ignore[attr-defined]
-        rows = np.atleast_2d(observation)[:, -count:] > 0.5
-        actions = np.atleast_1d(greedy).copy()
-        for worker in np.flatnonzero(np.random.rand(len(rows)) < self.exploration_rate):
-            actions[worker] = np.random.choice(np.flatnonzero(rows[worker]))
-        return (actions if self.policy.is_vectorized_observation(observation) else actions[0]), state

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3 import DDPG, SAC, TD3
 
 
 class StoresExecuted:
@@ -21,15 +20,3 @@ class StoresExecuted:
             executed = self.policy.scale_action(executed)
         executed = executed.reshape(buffer_action.shape)
         super()._store_transition(replay_buffer, executed, new_obs, reward, dones, infos)  # type: ignore[misc]
-
-
-class ExecutedSAC(StoresExecuted, SAC):
-    """SB3's SAC that stores executed actions."""
-
-
-class ExecutedTD3(StoresExecuted, TD3):
-    """SB3's TD3 that stores executed actions."""
-
-
-class ExecutedDDPG(StoresExecuted, DDPG):
-    """SB3's DDPG that stores executed actions."""

@@ -1,11 +1,12 @@
-"""The part of a search that looks for plans: a baseline's rollout that seeds the replay, then the agent."""
+"""The part of a search that looks for plans: rollouts that seed the replay, and agents of every kind at work."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -13,13 +14,41 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
 from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
-from agents.keep_best import KeepBest
 from agents.run_folder import RunFolder
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 
 UNLIMITED_EPISODES = 1_000_000
 Transition = tuple[Any, Any, Any, float, bool, dict[str, Any]]  # observation, next, action, reward, done, info
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Anything that can choose: Stable-Baselines3's signature."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """An action, and the state to be given back with the next observation."""
+
+
+@runtime_checkable
+class LearnsFromSteps(Protocol):
+    """A policy with this method is told of every step."""
+
+    def observe(self, transition: Transition) -> None:
+        """Observation, next observation, executed action, reward, whether the episode ended, info."""
+
+
+@runtime_checkable
+class SearchesPlans(Protocol):
+    """A policy with these methods is asked before and told after every episode."""
+
+    def start_episode(self) -> bool:
+        """Whether there is anything left to try."""
+
+    def end_episode(self, info: dict[str, Any]) -> None:
+        """What came of it: the info of the last step."""
 
 
 @dataclass
@@ -33,7 +62,7 @@ class SearchLog:
     say: Callable[[str], None]
     folder: RunFolder | None = None
     episodes: list[Episode] = field(default_factory=list)
-    best_score: float = float("-inf")
+    best_score: dict[float | None, float] = field(default_factory=dict)  # by target ratio
     steps: int = 0
     visited_steps: int = 0  # that the table of visited prefixes answered
 
@@ -42,45 +71,109 @@ class SearchLog:
         self.steps, self.visited_steps = self.steps + steps[0], self.visited_steps + steps[1]
 
     def note(self, episode: Episode, info: dict[str, Any]) -> None:
-        """Keep and announce a finished episode, and write it to disk if it is the best.
+        """Keep and announce a finished episode, and write it to disk if it is the best for its target.
 
         :param info: of its last step, from ``KeepBest``
         """
-        if "model" in info and info["score"] > self.best_score:
-            self.best_score = info["score"]
+        if "model" in info and info["score"] > self.best_score.get(episode.target_ratio, -math.inf):
+            self.best_score[episode.target_ratio] = info["score"]
             if self.folder is not None:
-                self.folder.write_plan(episode.plan)
-                self.folder.write_model(info["model"])
+                self.folder.write_plan(episode.plan, episode.target_ratio)
+                self.folder.write_model(info["model"], episode.target_ratio)
         self.episodes.append(episode)
+        aim = f" (asked {episode.target_ratio:g}x)" if len(self.best_score) > 1 else ""
         self.say(
             f"episode {len(self.episodes)} ({episode.source}): accuracy {episode.accuracy:.4f} at "
-            f"{episode.ratio:.2f}x, return {episode.total_reward:.3f}, {episode.seconds:.0f} s"
+            f"{episode.ratio:.2f}x{aim}, divergence {episode.divergence:.3f}, {episode.seconds:.0f} s"
         )
 
-    def best_plans(self, count: int, by_return: bool) -> list[Episode]:
-        """The best finished episodes with different plans, best first, earlier ones first among equals."""
+    def best_plans(self, count: int, target: float | None) -> list[Episode]:
+        """The best finished episodes with different plans, best first, earlier ones first among equals.
+
+        :param target: plans that reach this ratio count, whatever they were asked for; None for no target, where the
+            return decides
+        """
+        good = [e for e in self.episodes if target is None or e.ratio >= target]
         different: dict[Plan, Episode] = {}
-        for episode in sorted(self.episodes, key=lambda e: -(e.total_reward if by_return else e.accuracy)):
+        for episode in sorted(good, key=lambda e: -e.total_reward if target is None else e.divergence):
             different.setdefault(episode.plan, episode)
         return list(different.values())[:count]
 
 
-def rollout(env: KeepBest, choices: list[int], source: str, log: SearchLog) -> list[Transition]:
+def executed_choices(env: HSQEnv, plan: Plan) -> list[int]:
+    """A plan as the index of the choice per layer."""
+    return [env.choices.index(choice) for choice in plan.choices]
+
+
+def rollout(
+    env: gym.Env[Any, Any], choices: list[int], source: str, log: SearchLog, target: float | None = None
+) -> list[Transition]:
     """Play the given choices, one per layer.
 
-    :return: the steps, for a replay buffer
+    :param env: around an ``HSQEnv``
+    :param target: of the environment's several, the episode's
+    :return: the steps, for a replay buffer; none if the budget of evaluations ends before the episode
     """
     inner = env.unwrapped
     assert isinstance(inner, HSQEnv)
-    started, total, transitions = time.monotonic(), 0.0, []
-    observation, info = env.reset()
+    started, total = time.monotonic(), 0.0
+    transitions: list[Transition] = []
+    observation, info = env.reset(options=None if target is None else {"target_ratio": target})
     for choice in tqdm(choices, source.replace("_", " "), disable=None, leave=False):
-        following, reward, terminated, _, info = env.step(inner.actions.encode(choice))
+        following, reward, terminated, truncated, info = env.step(inner.actions.encode(choice, inner.alpha))
+        if truncated:
+            return []  # an episode without an end would lead returns of several steps into the next one
         transitions.append((observation, following, info["executed_action"], float(reward), terminated, info))
         observation, total = following, total + float(reward)
-    seconds = round(time.monotonic() - started, 2)
-    log.note(Episode(source, info["plan"], total, info["accuracy"], info["ratio"], seconds), info)
+    log.note(Episode.of(source, info, total, time.monotonic() - started), info)
     return transitions
+
+
+def play(
+    policy: Policy,
+    env: gym.Env[Any, Any],
+    source: str,
+    log: SearchLog,
+    episodes: int | None = None,
+    deadline: float | None = None,
+    target: float | None = None,
+) -> None:
+    """Let anything that has ``predict`` act until its episodes, its seconds or the evaluations are used up.
+
+    :param env: around an ``HSQEnv``
+    :param deadline: a ``time.monotonic()``
+    :param target: of the environment's several, the one to aim at; drawn per episode when None
+    """
+    played = 0
+    while (episodes is None or played < episodes) and (deadline is None or time.monotonic() < deadline):
+        if isinstance(policy, SearchesPlans) and not policy.start_episode():
+            return
+        info = play_episode(policy, env, source, log, target)
+        if info is None:
+            return
+        played += 1
+        if isinstance(policy, SearchesPlans):
+            policy.end_episode(info)
+
+
+def play_episode(
+    policy: Policy, env: gym.Env[Any, Any], source: str, log: SearchLog, target: float | None = None
+) -> dict[str, Any] | None:
+    """One episode; the info of its last step, or None if the evaluations ended before."""
+    started, total, state, first = time.monotonic(), 0.0, None, True
+    observation, info = env.reset(options=None if target is None else {"target_ratio": target})
+    while True:
+        action, state = policy.predict(observation, state=state, episode_start=np.array([first]), deterministic=False)
+        following, reward, terminated, truncated, info = env.step(action)
+        if truncated:
+            return None
+        total, first = total + float(reward), False
+        if isinstance(policy, LearnsFromSteps):
+            policy.observe((observation, following, info["executed_action"], float(reward), terminated, info))
+        observation = following
+        if terminated:
+            log.note(Episode.of(source, info, total, time.monotonic() - started), info)
+            return info
 
 
 def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[BaseCallback]:
@@ -88,7 +181,7 @@ def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[Bas
 
     :return: callbacks that make the agent learn from them first
     """
-    if not isinstance(agent, OffPolicyAlgorithm) or agent.replay_buffer is None:
+    if not isinstance(agent, OffPolicyAlgorithm) or agent.replay_buffer is None or not transitions:
         return []
     for observation, following, action, reward, done, info in transitions:
         stored = action if np.ndim(action) == 0 else agent.policy.scale_action(np.asarray(action))
@@ -109,7 +202,7 @@ def train_agent(
     time_budget: float | None,
     callbacks: list[BaseCallback],
 ) -> None:
-    """Let the agent learn until its episodes or its seconds are used up, with a progress bar per episode.
+    """Let the agent learn until its episodes, its seconds or the evaluations are used up, with a progress bar.
 
     :param layers: steps of an episode
     :param source: name of the agent in the log
@@ -122,7 +215,8 @@ def train_agent(
             if bar.n == layers:
                 bar.reset()
             bar.update()
-            bar.set_postfix(accuracy=f"{info['accuracy']:.3f}", best=f"{max(e.accuracy for e in log.episodes):.4f}")
+            best = min((e.divergence for e in log.episodes), default=math.nan)
+            bar.set_postfix(accuracy=f"{info['accuracy']:.3f}", best=f"{best:.4f}")
 
         deadline = None if time_budget is None else time.monotonic() + time_budget
         recorder = EpisodeRecorder(source, log.note, episodes, deadline, on_progress)

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from agents.baselines import uniform_plan
+from agents.baselines.plans import uniform_plan
 from agents.callbacks import Episode
 from agents.run_folder import RunFolder
 from hsq_env.choices import Plan
@@ -15,6 +15,7 @@ from hsq_env.student import Student, evaluate
 
 UNIFORM_BITS = (8, 4)
 Say = Callable[[str], None]
+Found = tuple[float | None, Episode, Student]  # the target, the plan's episode, the fine-tuned student
 
 
 def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Student:
@@ -45,7 +46,7 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
         student = finetuned_student(env, episode.plan, steps, f"plan {number + 1} of {len(best)}")
         score = evaluate(env.task, student.stages, "search")
         say(f"plan {number + 1} ({episode.source}): search mAP {score:.4f} after {steps} fine-tuning steps")
-        rows.append({"source": episode.source, "accuracy": episode.accuracy, "finetuned_search_map": score})
+        rows.append({"source": episode.source, "divergence": episode.divergence, "finetuned_search_map": score})
         if winner is None or score > winner[0]:
             winner = (score, episode, student)
     assert winner is not None  # a search has at least the integer program's plan
@@ -53,11 +54,11 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
 
 
 def measure(
-    env: HSQEnv, folder: RunFolder, student: Student, teacher_bytes: int, steps: int, say: Say
+    env: HSQEnv, folder: RunFolder, found: dict[str, Found], teacher_bytes: int, steps: int, say: Say
 ) -> dict[str, dict[str, Any]]:
     """Bytes on disk and the test metric of HSQ and of the uniform plans, as they are and fine-tuned alike.
 
-    :param student: HSQ's
+    :param found: HSQ's by name
     :return: ``{name: {"map", "bytes", "ratio"}}``
     """
     methods: dict[str, dict[str, Any]] = {}
@@ -72,6 +73,8 @@ def measure(
         for suffix, count in (("", 0), ("_finetuned", steps)):
             name = f"uniform{bits}{suffix}"
             add(name, finetuned_student(env, uniform_plan(env, bits), count, name), f"baselines/{name}.hsq")
-    folder.write_plan(student.plan())  # together with its file, lest an interruption comes between
-    add("hsq", student, "model.hsq")
+    for name, (target, episode, student) in found.items():
+        folder.write_plan(student.plan(), target)  # together with its file, lest an interruption comes between
+        add(name, student, folder.named("model.hsq", target))
+        methods[name]["source"] = episode.source
     return methods

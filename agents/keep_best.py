@@ -11,14 +11,15 @@ from hsq_env.file import student_bytes
 class KeepBest(gym.Wrapper[Any, Any, Any, Any]):
     """Adds ``info["score"]`` at the end of an episode, and ``info["model"]`` if it ended better than all before.
 
-    Better is a higher accuracy under a budget, which makes plans comparable, and a higher return without one. The
+    Better is a smaller divergence under a budget, which makes plans comparable, and a higher return without one. mAP on
+    the few images that rewards see is too coarse to tell good plans apart. Every target has a best of its own. The
     model is the content of a ``.hsq`` file. Vectorized environments reset at once when an episode ends, so that only a
     wrapper still sees the student.
     """
 
     def __init__(self, env: HSQEnv) -> None:
         super().__init__(env)
-        self.best = float("-inf")
+        self.best: dict[float | None, float] = {}  # score by target ratio
         self._return = 0.0
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -29,8 +30,8 @@ class KeepBest(gym.Wrapper[Any, Any, Any, Any]):
         before = self._return if env.index > 1 else 0.0  # the last episode may have been given up
         self._return = float(reward) + before
         if terminated and not info["diverged"]:
-            info["score"] = self._return if env.budget.limit == float("inf") else info["accuracy"]
-            if info["score"] > self.best:
-                self.best = info["score"]
+            info["score"] = self._return if env.target_ratio is None else -info["divergence"]
+            if info["score"] > self.best.get(env.target_ratio, float("-inf")):
+                self.best[env.target_ratio] = info["score"]
                 info["model"] = student_bytes(env.student)
         return observation, reward, terminated, truncated, info

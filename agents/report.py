@@ -36,13 +36,17 @@ def print_table(result: dict[str, Any], out: Path) -> None:
     table.add_row("teacher, FP32", f"{teacher['map']:.4f}", "", f"{teacher['bytes']:,}", "1.00x")
     for name, row in result["methods"].items():
         lost = 100 * (teacher["map"] - row["map"])
-        table.add_row(TITLES[name], f"{row['map']:.4f}", f"{lost:.2f}", f"{row['bytes']:,}", f"{row['ratio']:.2f}x")
+        table.add_row(
+            TITLES.get(name, name.replace("hsq-", "HSQ, ") + "x"),
+            f"{row['map']:.4f}",
+            f"{lost:.2f}",
+            f"{row['bytes']:,}",
+            f"{row['ratio']:.2f}x",
+        )
     console = Console()
     console.print(table)
-    source = result["methods"]["hsq"]["source"]
-    console.print(
-        f"The plan is from {source}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}."
-    )
+    sources = " and ".join(dict.fromkeys(row["source"] for row in result["methods"].values() if "source" in row))
+    console.print(f"Plans from {sources}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}.")
 
 
 def evaluate_file(file: Path, dataset: str, split: str, splits: Sequence[str] | None = None) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """First return, then explore: an environment wrapper for agents that learn from what was executed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from agents.keep_best import KeepBest
 from hsq_env.env import HSQEnv
 
 
@@ -17,36 +17,61 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
     What was done stands in ``info["executed_action"]``: agents must store that. The layer is drawn with a probability
     that grows linearly, since leaving late costs few measurements and leaving early many.
 
-    :param env: hands out scores
+    :param env: around a ``KeepBest``, which hands out scores
     :param seed: of the layers at which the agent takes over
     """
 
-    def __init__(self, env: KeepBest, seed: int = 0) -> None:
+    def __init__(self, env: gym.Env[Any, Any], seed: int = 0) -> None:
         super().__init__(env)
-        self.score = float("-inf")
-        self.best: list[int] = []  # index of the choice per layer
+        self.best: dict[float | None, tuple[float, list[int]]] = {}  # score, index of the choice per layer; by target
+        self._alphas: dict[float | None, list[float]] = {}  # of the best plan's steps, where they were told
         self._rng = np.random.default_rng(seed)
         self._until = 0
+        self._proposed: list[int] = []
 
-    def know(self, choices: list[int], score: float) -> None:
-        """Tell of a plan, which is followed from now on if it is better than all before."""
-        if score > self.score:
-            self.score, self.best = score, list(choices)
+    def follow(self, choices: list[int]) -> None:
+        """Play a whole plan in the present episode, from the layer to come on, whatever the agent says."""
+        self._proposed = list(choices)
+
+    def know(
+        self, choices: list[int], score: float, target: float | None, alphas: Sequence[float] | None = None
+    ) -> None:
+        """Tell of a plan, which is followed from now on if it is better than all before for its target.
+
+        :param alphas: of its steps; the environment's present one when None
+        """
+        if target in self.best and score <= self.best[target][0]:
+            return
+        self.best[target] = score, list(choices)
+        self._alphas.pop(target, None)
+        if alphas is not None:
+            self._alphas[target] = list(alphas)
+
+    def _plan(self) -> list[int]:
+        env = self.env.unwrapped
+        assert isinstance(env, HSQEnv)
+        return self.best.get(env.target_ratio, (0.0, []))[1]
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """As the environment's; draws the layer at which the agent takes over."""
-        layers = len(self.best)
+        observation, info = self.env.reset(**arguments)
+        self._proposed = []
+        layers = len(self._plan())
         weights = np.arange(1, layers + 1)
         self._until = int(self._rng.choice(layers, p=weights / weights.sum())) if layers else 0
-        return self.env.reset(**arguments)
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment's, with the best plan's action in the beginning of an episode."""
         env = self.env.unwrapped
         assert isinstance(env, HSQEnv)
-        if env.index < self._until:
-            action = env.actions.encode(self.best[env.index])
+        if self._proposed:
+            action = env.actions.encode(self._proposed[env.index], env.alpha)
+        elif env.index < self._until:
+            alphas = self._alphas.get(env.target_ratio)
+            action = env.actions.encode(self._plan()[env.index], alphas[env.index] if alphas else env.alpha)
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "score" in info:
-            self.know([env.choices.index(choice) for choice in info["plan"].choices], info["score"])
+            executed = [env.choices.index(choice) for choice in info["plan"].choices]
+            self.know(executed, info["score"], env.target_ratio, env.get_state().alphas)
         return observation, reward, terminated, truncated, info

@@ -8,6 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.replay import replay_bytes, replay_of
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
 from hsq_env.choices import Plan
@@ -28,14 +29,15 @@ def check_new_folder(path: Path) -> None:
 
 
 class RunFolder:
-    """``result.json``, ``plan.json``, ``model.hsq``, ``policy.zip``, ``teacher.safetensors``, ``baselines/``, logs.
+    """A run's files: result, plan, model, policy, replay, teacher, baselines, logs.
 
     :param path: must not exist or be empty
+    :param several: whether the search has several targets: ``plan-6.json``, ``model-6.hsq`` for the one of 6
     :raises InputError: if it holds anything or is a file
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, several: bool = False) -> None:
+        self.path, self.several = Path(path), several
         check_new_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
 
@@ -43,24 +45,32 @@ class RunFolder:
         """Write a JSON file."""
         write_atomically(self.path / name, (json.dumps(data, indent=1) + "\n").encode())
 
-    def write_plan(self, plan: Plan) -> None:
-        """Write ``plan.json``."""
-        self.write_json("plan.json", plan.to_json())
+    def write_plan(self, plan: Plan, target: float | None = None) -> None:
+        """Write ``plan.json``, or that of one target of several."""
+        self.write_json(self.named("plan.json", target), plan.to_json())
+
+    def named(self, name: str, target: float | None) -> str:
+        """A file's name; with its target, where a run has several."""
+        stem, suffix = name.split(".")
+        return f"{stem}-{target:g}.{suffix}" if self.several and target is not None else name
 
     def write_student(self, student: Student, name: str = "model.hsq") -> int:
         """Write a ``.hsq`` file; its size on disk in bytes."""
         save_hsq(student, self.path / name)
         return (self.path / name).stat().st_size
 
-    def write_model(self, content: bytes) -> None:
-        """Write ``model.hsq`` as ``student_bytes`` made it."""
-        write_atomically(self.path / "model.hsq", content)
+    def write_model(self, content: bytes, target: float | None = None) -> None:
+        """Write ``model.hsq``, or that of one target of several, as ``student_bytes`` made it."""
+        write_atomically(self.path / self.named("model.hsq", target), content)
 
     def write_policy(self, agent: BaseAlgorithm) -> None:
-        """Write ``policy.zip``, which SB3's ``load`` reads."""
+        """Write ``policy.zip``, which SB3's ``load`` reads, and ``replay.npz`` if the agent has a replay."""
         content = io.BytesIO()
         agent.save(content)
         write_atomically(self.path / "policy.zip", content.getvalue())
+        buffer = replay_of(agent)
+        if buffer is not None:
+            write_atomically(self.path / "replay.npz", replay_bytes(buffer))
 
     def write_teacher(self, content: bytes) -> int:
         """Write ``teacher.safetensors``; its size on disk in bytes."""

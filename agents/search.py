@@ -1,45 +1,37 @@
 """The search pipeline: sensitivities, seeds, agent, long fine-tuning, choice on the search split, test figures."""
 
-import math
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
+from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
-from agents.algorithms import action_space_of, make_agent, stores_executed
-from agents.baselines import integer_program_actions
-from agents.explore import SearchLog, rollout, seed_replay, train_agent
+from agents.explore import SearchLog
 from agents.finalists import choose, measure
-from agents.keep_best import KeepBest
+from agents.find import Explorer
 from agents.provenance import machine, versions
-from agents.return_to_best import ReturnToBest
 from agents.run_folder import RunFolder, check_new_folder
-from agents.workers import check_workers, steps_taken
-from agents.workers import workers as make_workers
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.student import evaluate
 from hsq_env.task import Task
 
+BETA_WITHOUT_TARGET = 0.95
+
 
 def search(
     task: Task,
     out: str | Path,
-    algo: str = "dqn",
-    episodes: int | None = 5,
-    time_budget: float | None = None,
-    target_ratio: float | None = 8.0,
-    seed: int = 0,
+    explorer: Explorer | None = None,
+    target_ratio: float | Sequence[float] | None = 8.0,
     finetune_steps: int = 300,
     finalists: int = 2,
     step_minibatches: int = 2,
-    workers: int = 1,
-    return_to_best: bool = True,
+    reward: str = "divergence",
+    beta: float | None = None,
     detector: str = "",
     say: Callable[[str], None] = tqdm.write,
     **env_arguments: Any,
@@ -47,16 +39,13 @@ def search(
     """Search, fine-tune, choose, measure and write the run folder.
 
     :param out: a new or empty folder
-    :param algo: name of an agent
-    :param episodes: of the agent, each deciding every layer once; None for no limit
-    :param time_budget: seconds of the agent's training; None for no limit
-    :param target_ratio: teacher bytes over student bytes; None lets the reward alone trade size for accuracy
+    :param explorer: the agent and how it searches
+    :param target_ratio: teacher bytes over student bytes; several for a plan each from one training; None lets the
+        reward alone trade size for accuracy
     :param finetune_steps: gradient steps of the long fine-tuning, the same for uniform plans
     :param finalists: plans that are fine-tuned at length; the best of them on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
-    :param workers: environments side by side, each in a process of its own with one thread
-    :param return_to_best: let episodes follow the best plan so far up to a random layer (see ``ReturnToBest``);
-        on-policy agents never do
+    :param beta: weight of accuracy in the reward; None for 1 with a target, which bounds the size already, else 0.95
     :param detector: name for the result file
     :param say: prints a line
     :param env_arguments: of ``HSQEnv``
@@ -65,67 +54,72 @@ def search(
     :raises KeyboardInterrupt: with a sentence about what the folder holds by then
     """
     started = time.monotonic()
+    explorer = explorer or Explorer()
     check_new_folder(Path(out))
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
-    check_workers(workers)
+    explorer.check()
+    if beta is None:
+        beta = BETA_WITHOUT_TARGET if target_ratio is None else 1.0
     env = HSQEnv(
         task,
-        action_space=action_space_of(algo),
+        action_space=explorer.action_space(),
         target_ratio=target_ratio,
         finetune_steps=step_minibatches,
+        reward=reward,
+        beta=beta,
         **env_arguments,
     )
     say(f"teacher: {env.compressor.teacher_metric:.4f} on the search split, {env.teacher_bytes:,} bytes")
-    folder = RunFolder(out)
+    folder = RunFolder(out, several=len(env.budgets) > 1)
     log = SearchLog(say, folder)
     teacher_bytes = folder.write_teacher(task.teacher_file())
-    settings = {"algo": algo, "seed": seed, "target_ratio": target_ratio, "finetune_steps": finetune_steps}
-    settings |= {"workers": workers, "return_to_best": return_to_best and stores_executed(algo)}
-    header = {"dataset": task.name, "detector": detector, "split": "test", **settings}
-    agent = None
+    targets = list(env.budgets)
+    settings = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
+    header = {
+        "dataset": task.name,
+        "detector": detector,
+        "split": "test",
+        "algo": explorer.algo,
+        "seed": explorer.seed,
+        **settings,
+        "reward": reward,
+        "beta": beta,
+        "workers": explorer.workers,
+        "warm_start": list(explorer.warm_start),
+        "return_to_best": explorer.returns,
+    }
+    agents: list[Any] = []  # there is one as soon as it begins
     try:
-        seeds = rollout(KeepBest(env), integer_program_actions(env), "integer_program", log)
-        wrap = partial(_wrapped, stores_executed(algo) and return_to_best, seed, log)
-        with make_workers(env, workers, wrap) as trained_on:
-            agent = make_agent(algo, trained_on, seed=seed, tensorboard_log=str(folder.path / "tensorboard"))
-            callbacks = seed_replay(agent, seeds)
-            train_agent(agent, len(env.layers), algo, log, episodes, time_budget, callbacks)
-            for steps in steps_taken(trained_on):
-                log.count(steps)
-        if workers > 1:  # the rollout was the parent's
-            log.count(env.steps_taken)
-        folder.write_policy(agent)
-        best = log.best_plans(finalists, by_return=target_ratio is None)
-        winner, student, candidates = choose(env, best, finetune_steps, say)
-        methods = measure(env, folder, student, teacher_bytes, finetune_steps, say)
+        agent = explorer.run(env, log, str(folder.path / "tensorboard"), on_agent=agents.append)
+        if isinstance(agent, BaseAlgorithm):
+            folder.write_policy(agent)
+        if not log.episodes:
+            raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
+        methods, candidates = {}, {}
+        for target in targets:
+            best = log.best_plans(finalists, target)
+            if not best:
+                raise InputError(f"No plan that reaches {target:g}x was finished: give more evaluations or episodes.")
+            winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say)
+            methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
+        figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say)
         test_map = evaluate(task, task.stages(task.teacher), "test")
     except KeyboardInterrupt:
-        if agent is not None:
-            folder.write_policy(agent)
-        folder.write_json("interrupted.json", {**header, **_record(log, algo, started)})
+        for agent in agents:
+            if isinstance(agent, BaseAlgorithm):
+                folder.write_policy(agent)
+        folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
         raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
-    methods["hsq"]["source"] = winner.source
     result = {
         **header,
         "teacher": {"map": test_map, "bytes": teacher_bytes, "search_map": env.compressor.teacher_metric},
-        "methods": methods,
-        "candidates": candidates,
-        **_record(log, algo, started),
+        "methods": figures,
+        "candidates": candidates if folder.several else candidates[str(targets[0])],
+        **_record(log, explorer.algo, started),
     }
     folder.write_json("result.json", result)
     return result
-
-
-def _wrapped(returns: bool, seed: int, log: SearchLog, env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
-    """A worker's environment, which knows the best plan so far."""
-    kept = KeepBest(env)
-    if not returns:
-        return kept
-    returning = ReturnToBest(kept, seed + worker)
-    best = log.best_plans(1, by_return=not math.isfinite(env.budget.limit))[0]
-    returning.know([env.choices.index(choice) for choice in best.plan.choices], log.best_score)
-    return returning
 
 
 def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
@@ -147,8 +141,8 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
 def _interrupted_text(folder: RunFolder, log: SearchLog) -> str:
     if not log.episodes:
         return f"Interrupted before the first plan was finished: {folder.path} holds no plan."
-    best = max(episode.accuracy for episode in log.episodes)
-    return (
-        f"Interrupted: {folder.path} holds the best plan so far (plan.json and model.hsq, {best:.4f} of the teacher's "
-        "accuracy on the search split, without the long fine-tuning)."
-    )
+    target = log.episodes[-1].target_ratio
+    best = log.best_plans(1, target)
+    worth = f", {best[0].accuracy:.4f} of the teacher's accuracy on the search split" if best else ""
+    files = "plans so far (plan-*.json and model-*.hsq" if folder.several else "plan so far (plan.json and model.hsq"
+    return f"Interrupted: {folder.path} holds the best {files}{worth}, without the long fine-tuning)."

@@ -27,7 +27,7 @@ def train(
 ) -> float:
     """Train, save, load and evaluate a policy.
 
-    :param algo: dqn, ppo, a2c (discrete actions), sac, td3 or ddpg (continuous actions)
+    :param algo: dqn, qrdqn, maskable_ppo, ppo (discrete actions), sac, td3, ddpg, haq or amc (continuous actions)
     :param env: a registered id
     :param timesteps: environment steps, one layer each
     :param target_ratio: teacher bytes over student bytes that every plan must reach
@@ -45,7 +45,7 @@ def train(
     agent.learn(total_timesteps=timesteps, log_interval=1, progress_bar=False)
     agent.save(out)
 
-    loaded = ALGORITHMS[algo][0].load(out, env=monitored)
+    loaded = ALGORITHMS[algo].kind.load(out, env=monitored)
     mean, _ = evaluate_policy(loaded, monitored, n_eval_episodes=eval_episodes, deterministic=True)
     print(f"mean return over {eval_episodes} episodes: {float(mean):.4f}")  # type: ignore[arg-type]
     return float(mean)  # type: ignore[arg-type]

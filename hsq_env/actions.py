@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hsq_env.choices import Choice, choice_grid
 
 Mask = NDArray[np.bool_]
+ALPHAS = (0.1, 0.3, 0.6, 0.9)  # that an agent may choose from
 
 
 class ActionCodec(Protocol):
@@ -21,79 +22,108 @@ class ActionCodec(Protocol):
     def decode(self, action: Any) -> int:
         """Index of the choice that an action stands for."""
 
-    def encode(self, index: int) -> Any:
-        """An action that stands for a choice."""
+    def alpha(self, action: Any) -> float | None:
+        """The share of the task loss that an action asks for; None where actions do not say."""
+
+    def encode(self, index: int, alpha: float | None = None) -> Any:
+        """An action that stands for a choice, and for the alpha nearest to the given one where actions say it."""
 
     def mask(self, allowed: Mask) -> Mask:
         """What ``env.action_masks()`` returns, from which choices are allowed."""
 
 
 class DiscreteActions:
-    """One number per choice, bits-major."""
+    """One number per choice, bits-major; with alphas one per choice and alpha, alphas changing fastest."""
 
-    def __init__(self, bits: Sequence[int], sparsities: Sequence[float]) -> None:
-        self.choices = choice_grid(bits, sparsities)
-        self.space: spaces.Space[Any] = spaces.Discrete(len(self.choices))
+    def __init__(self, bits: Sequence[int], sparsities: Sequence[float], alphas: Sequence[float] = ()) -> None:
+        self.choices, self.alphas = choice_grid(bits, sparsities), tuple(alphas)
+        self._per_choice = max(1, len(self.alphas))
+        self.space: spaces.Space[Any] = spaces.Discrete(len(self.choices) * self._per_choice)
 
     def decode(self, action: Any) -> int:
-        """:param action: integer in [0, choices)"""
-        return int(action)
+        """:param action: integer in [0, choices * alphas)"""
+        return int(action) // self._per_choice
 
-    def encode(self, index: int) -> int:
-        """The index itself."""
-        return index
+    def alpha(self, action: Any) -> float | None:
+        """See ``ActionCodec``."""
+        return self.alphas[int(action) % self._per_choice] if self.alphas else None
+
+    def encode(self, index: int, alpha: float | None = None) -> int:
+        """The index itself where there are no alphas."""
+        return index * self._per_choice + _nearest(self.alphas, alpha)
 
     def mask(self, allowed: Mask) -> Mask:
-        """The allowed choices, (choices,)."""
-        return allowed
+        """The allowed actions, (choices * alphas,)."""
+        return np.repeat(allowed, self._per_choice)
 
 
 class _FactoredActions:
-    """Bits and sparsity chosen apart."""
+    """Bits, sparsity and, where actions say it, alpha chosen apart."""
 
-    def __init__(self, bits: Sequence[int], sparsities: Sequence[float]) -> None:
-        self.choices = choice_grid(bits, sparsities)
-        self.counts = (len(bits), len(sparsities))
+    def __init__(self, bits: Sequence[int], sparsities: Sequence[float], alphas: Sequence[float] = ()) -> None:
+        self.choices, self.alphas = choice_grid(bits, sparsities), tuple(alphas)
+        self.counts = (len(bits), len(sparsities), len(self.alphas)) if self.alphas else (len(bits), len(sparsities))
+
+    def alpha(self, action: Any) -> float | None:
+        """See ``ActionCodec``."""
+        return self.alphas[self._indices(action)[2]] if self.alphas else None
+
+    def decode(self, action: Any) -> int:
+        """See ``ActionCodec``."""
+        at = self._indices(action)
+        return at[0] * self.counts[1] + at[1]
+
+    def _places(self, index: int, alpha: float | None) -> list[int]:
+        last = [_nearest(self.alphas, alpha)] if self.alphas else []
+        return [*divmod(index, self.counts[1]), *last]
+
+    def _indices(self, action: Any) -> list[int]:
+        raise NotImplementedError
 
     def mask(self, allowed: Mask) -> Mask:
-        """Bits that some allowed choice has, then sparsities that some allowed choice has, (bits + sparsities,)."""
-        grid = allowed.reshape(self.counts)
-        return np.concatenate([grid.any(axis=1), grid.any(axis=0)])
+        """Bits that some allowed choice has, then sparsities likewise, then any alpha, (bits + sparsities + alphas,)"""
+        grid = allowed.reshape(self.counts[:2])
+        return np.concatenate([grid.any(axis=1), grid.any(axis=0), np.ones(len(self.alphas), dtype=bool)])
 
 
 class MultiDiscreteActions(_FactoredActions):
-    """A pair (index of bits, index of sparsity)."""
+    """A pair (index of bits, index of sparsity), or a triple with the index of alpha."""
 
-    def __init__(self, bits: Sequence[int], sparsities: Sequence[float]) -> None:
-        super().__init__(bits, sparsities)
+    def __init__(self, bits: Sequence[int], sparsities: Sequence[float], alphas: Sequence[float] = ()) -> None:
+        super().__init__(bits, sparsities, alphas)
         self.space: spaces.Space[Any] = spaces.MultiDiscrete(list(self.counts))
 
-    def decode(self, action: Any) -> int:
-        """:param action: two integers"""
-        return int(action[0]) * self.counts[1] + int(action[1])
+    def _indices(self, action: Any) -> list[int]:
+        return [int(i) for i in action]
 
-    def encode(self, index: int) -> NDArray[np.int64]:
-        """The pair of a choice."""
-        return np.array(divmod(index, self.counts[1]), dtype=np.int64)
+    def encode(self, index: int, alpha: float | None = None) -> NDArray[np.int64]:
+        """The indices of a choice."""
+        return np.array(self._places(index, alpha), dtype=np.int64)
 
 
 class ContinuousActions(_FactoredActions):
-    """Two numbers in [-1, 1], cut into equal intervals: fewest to most bits, least to most sparsity."""
+    """Numbers in [-1, 1], cut into equal intervals: fewest to most bits, least to most sparsity, least alpha to most.
 
-    def __init__(self, bits: Sequence[int], sparsities: Sequence[float]) -> None:
-        super().__init__(bits, sparsities)
-        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    Values outside [-1, 1] count as its ends, NaN as its middle.
+    """
 
-    def decode(self, action: Any) -> int:
-        """:param action: two numbers; values outside [-1, 1] count as its ends, NaN as its middle"""
+    def __init__(self, bits: Sequence[int], sparsities: Sequence[float], alphas: Sequence[float] = ()) -> None:
+        super().__init__(bits, sparsities, alphas)
+        self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (len(self.counts),), np.float32)
+
+    def _indices(self, action: Any) -> list[int]:
         unit = (np.nan_to_num(np.asarray(action, dtype=np.float64)).clip(-1, 1) + 1) / 2
-        at = [min(int(u * n), n - 1) for u, n in zip(unit, self.counts, strict=True)]
-        return at[0] * self.counts[1] + at[1]
+        return [min(int(u * n), n - 1) for u, n in zip(unit, self.counts, strict=True)]
 
-    def encode(self, index: int) -> NDArray[np.float32]:
+    def encode(self, index: int, alpha: float | None = None) -> NDArray[np.float32]:
         """The middle of a choice's intervals."""
-        at = divmod(index, self.counts[1])
+        at = self._places(index, alpha)
         return np.array([2 * (i + 0.5) / n - 1 for i, n in zip(at, self.counts, strict=True)], dtype=np.float32)
+
+
+def _nearest(alphas: tuple[float, ...], alpha: float | None) -> int:
+    """Index of the alpha that is nearest to a given one; 0 where there is nothing to choose."""
+    return 0 if alpha is None or not alphas else min(range(len(alphas)), key=lambda i: abs(alphas[i] - alpha))
 
 
 ACTION_SPACES: dict[str, type[DiscreteActions] | type[MultiDiscreteActions] | type[ContinuousActions]] = {

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from detectors.errors import InputError
 from hsq_env.choices import Choice
-from hsq_env.distillation import AKD
-from hsq_env.finetuning import BRIEF_RATES, LearningRates, akd_loss, finetune_block, float32_outputs
+from hsq_env.distillation import AKD, JUDGING_WEIGHTS
+from hsq_env.finetuning import BRIEF_RATES, LearningRates, akd_loss_and_divergence, finetune_block, float32_outputs
 from hsq_env.prefixes import Decision, Node, Outcome, PrefixTable
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.states import Dependencies, KeptStates, Route, run, straight
@@ -30,6 +31,10 @@ def quick_form(task: Task) -> QuickMetric | None:
     depth = {name: i for i, kind in reversed([*enumerate(type(task).__mro__)]) for name in vars(kind)}
     own = all(depth.get("quick_" + name, 0) <= depth.get(name, 0) for name in ("predictions", "metric"))
     return task if own else None
+
+
+def _mean(losses: Sequence[Tensor]) -> float:
+    return torch.stack(list(losses)).double().mean().item()
 
 
 class Compressor:
@@ -65,6 +70,7 @@ class Compressor:
     ) -> None:
         self.bfloat16, self.shortcuts = bfloat16, shortcuts or Shortcuts()
         self.task, self.criterion, self.rates = task, criterion or AKD(), rates
+        self.judging = AKD(weights=JUDGING_WEIGHTS)
         self.finetune_steps, self.finetune_scope = finetune_steps, finetune_scope
         self.infos: tuple[LayerInfo, ...] = trace_layers(task)
         if not self.infos:
@@ -75,6 +81,7 @@ class Compressor:
         self._pool = KeptStates(task.finetuning(), self.shortcuts.resume, tuning=True, bfloat16=bfloat16)
         self._teacher_stages = task.stages(task.teacher)
         self._teacher_outputs = [self._distil(b) for b in task.finetuning()] if finetune_steps else []
+        self._teacher_on_search = [self._distil(batch) for batch in task.evaluation("search")]
         self.teacher_metric = evaluate(task, self._teacher_stages, "search")
         if not self.teacher_metric > 0:
             raise InputError(
@@ -98,6 +105,12 @@ class Compressor:
     def _distil(self, batch: Batch) -> Sequence[Distilled]:
         return self.task.distilled(run(self._teacher_stages, {"images": batch.images}))
 
+    def repair_settings(self) -> tuple[Any, ...]:
+        """Everything but the share of the task loss that decides what a repair does to a student."""
+        student = self._student
+        repair = (self.finetune_steps, self.finetune_scope, self.rates, self.criterion, self.bfloat16)
+        return *repair, student.activation_bits, student.pattern
+
     # ---- where the episode stands
 
     @property
@@ -117,6 +130,11 @@ class Compressor:
             return None
         self.node = found
         return found.outcome
+
+    def knows(self, choice: Choice, alpha: float) -> bool:
+        """Whether the table holds the outcome of a decision; nothing happens."""
+        found = self.node.children.get(Decision(choice, alpha)) if self.shortcuts.prefixes else None
+        return found is not None and found.outcome is not None
 
     def go_to(self, decisions: Sequence[Decision]) -> None:
         """Go to where these decisions lead from the first layer on; the student follows when it is needed."""
@@ -206,14 +224,30 @@ class Compressor:
         return self._finetune(self.node.depth, alpha)
 
     def measure(self, choice: Choice, alpha: float, finite: Tensor) -> Outcome:
-        """The student's accuracy on the search split, noted for the decision that was taken.
+        """What the student is worth on the search split, noted for the decision that was taken.
 
         :param finite: of ``finetune``
         """
-        outcome = Outcome(self.accuracy(), bool(finite))
+        accuracy, divergence = self.judge()
+        outcome = Outcome(accuracy, bool(finite), divergence)
         self.node = self.table.add(self.node, Decision(choice, alpha), outcome)
         self._finish(self.node)
         return outcome
+
+    @contextmanager
+    def alone(self, index: int, choice: Choice, alpha: float) -> Iterator[tuple[Student, Route]]:
+        """One layer compressed and repaired as a step does it, all others as the teacher has them.
+
+        Meant for a fork that nothing else uses, with layers in ascending order.
+
+        :return: the student, until the end of the block, and the way through it
+        """
+        self.reset()
+        self._catch_up()
+        self._compress(index, choice)
+        self._finetune(index, alpha)
+        yield self._student, self._routes[self.infos[index].block]
+        self._student.reset_modules(self._student.modules_of(self.finetune_scope, index))
 
     def _compress(self, index: int, choice: Choice) -> None:
         for kept in (self._search, self._pool):
@@ -228,12 +262,12 @@ class Compressor:
         losses = [partial(self._loss, i, alpha) for i in picked]
         return finetune_block(self._student, modules, losses, self.rates, self.shortcuts.block_gradient)
 
-    def _loss(self, index: int, alpha: float) -> Tensor:
-        """The AKD loss on one batch of the pool."""
+    def _loss(self, index: int, alpha: float) -> tuple[Tensor, Tensor]:
+        """The AKD loss on one batch of the pool, and its KL part."""
         batch = self._pool.batches[index]
         teacher = self._teacher_outputs[index] if self.shortcuts.teacher else self._distil(batch)
         outputs = float32_outputs(self._forward(index), batch.images.device, self.bfloat16)
-        return akd_loss(self.task, self.criterion, alpha, outputs, batch, teacher)
+        return akd_loss_and_divergence(self.task, self.criterion, alpha, outputs, batch, teacher)
 
     def _forward(self, index: int) -> Callable[[], State]:
         """The student's forward pass on one batch of the pool."""
@@ -245,30 +279,41 @@ class Compressor:
         return lambda: route.finish(stages, state)
 
     @torch.no_grad()
-    def accuracy(self) -> float:
-        """The student's metric over the teacher's on the search split; NaN where outputs are no numbers."""
+    def judge(self) -> tuple[float, float]:
+        """The student on the search split; NaN where outputs are no numbers.
+
+        :return: its metric over the teacher's, and the divergence between them: the KL part of the AKD loss with
+            ``JUDGING_WEIGHTS``
+        """
         teacher = self.teacher_metric
         if not self.shortcuts.teacher:
             teacher = evaluate(self.task, self._teacher_stages, "search")
-        return self._student_metric() / teacher
+        metric, divergence = self._student_on_search_split()
+        return metric / teacher, divergence
 
-    def _student_metric(self) -> float:
+    def _student_on_search_split(self) -> tuple[float, float]:
         stages, task = self._student.stages, self.task
         quick = quick_form(task) if self.shortcuts.metric else None
         predictions: list[Any] = []
         finite: list[Tensor] = []
+        divergences: list[Tensor] = []
         for index, batch in enumerate(self._search.batches):
             outputs = self._search.route.finish(stages, self._search.state(stages, index))
-            finite += [item.tensor.isfinite().all() for item in task.distilled(outputs)]
+            distilled = task.distilled(outputs)
+            finite += [item.tensor.isfinite().all() for item in distilled]
+            teacher = self._teacher_on_search[index] if self.shortcuts.teacher else self._distil(batch)
+            divergences.append(self.judging.loss(distilled, teacher))
             if quick is not None:
                 predictions.append(quick.quick_predictions(outputs, batch))
             elif all(finite):
                 predictions.append(task.predictions(outputs, batch))
             else:
-                return math.nan
+                return math.nan, math.nan
         if quick is None:
-            return task.metric(predictions, "search")
-        return quick.quick_metric(predictions) if bool(torch.stack(finite).all()) else math.nan
+            return task.metric(predictions, "search"), _mean(divergences)
+        if not bool(torch.stack(finite).all()):
+            return math.nan, math.nan
+        return quick.quick_metric(predictions), _mean(divergences)
 
     # ---- pickling
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from detectors.errors import InputError
-from hsq_env.actions import ACTION_SPACES, ActionCodec
+from hsq_env.actions import ACTION_SPACES, ALPHAS, ActionCodec
 from hsq_env.budget import Budget, nearest_allowed
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
 from hsq_env.compressor import FINETUNE_SCOPES, TABLE_MEGABYTES, Compressor
@@ -21,7 +22,7 @@ from hsq_env.observation import Progress, observation, observation_names, static
 from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
-from hsq_env.sensitivity import sensitivity
+from hsq_env.sensitivity import repaired_sensitivity, sensitivity
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.size import layer_bytes, size_table
 from hsq_env.student import Student
@@ -37,15 +38,19 @@ class EnvState:
     :param executed: index of the choice of every decided layer
     :param alphas: share of the task loss in each of those steps
     :param accuracy: after the last of them
+    :param divergence: likewise
     :param alpha: of the steps to come
     :param beta: weight of accuracy in the rewards to come
+    :param target_ratio: of the episode
     """
 
     executed: tuple[int, ...]
     alphas: tuple[float, ...]
     accuracy: float
+    divergence: float
     alpha: float
     beta: float
+    target_ratio: float | None
 
 
 class HSQEnv(gym.Env[Observation, Any]):
@@ -60,10 +65,13 @@ class HSQEnv(gym.Env[Observation, Any]):
     ## Action Space
     `Discrete(12)` by default: bits {2, 4, 8} x sparsity {0, 0.25, 0.5, 0.75}, bits-major, so that action
     `4 * i + j` has the i-th bit-width and the j-th sparsity. `action_space="multi_discrete"` is
-    `MultiDiscrete([3, 4])`; `action_space="continuous"` is `Box(-1, 1, (2,))`, cut into equal intervals.
+    `MultiDiscrete([3, 4])`; `action_space="continuous"` is `Box(-1, 1, (2,))`, cut into equal intervals. With
+    `alpha_control="agent"` an action also says alpha of the step's distillation, one of 0.1, 0.3, 0.6, 0.9:
+    `Discrete(48)`, `MultiDiscrete([3, 4, 4])` or `Box(-1, 1, (3,))`.
 
     ## Observation Space
-    `Box(0, 1, (50,))` with the default grid of 12 choices. `env.unwrapped.observation_names` holds the names.
+    `Box(0, 1, (52,))` with the default grid of 12 choices. `env.unwrapped.observation_names` holds the names.
+    `observe_repaired=True` puts 12 more behind the sensitivities, what is left of each after a step's repair.
 
     | index | name | range |
     |---|---|---|
@@ -75,23 +83,26 @@ class HSQEnv(gym.Env[Observation, Any]):
     | 13-14 | weights: share near zero, smallest over largest channel | [0, 1] |
     | 15-17 | inputs: standard deviation (log), 3 deviations over the peak, share of zeros | [0, 1] |
     | 18-29 | sensitivity to each choice, the distillation loss it causes alone (log) | [0, 1] |
-    | 30-31 | accuracy so far / 2, bytes over float32 bytes of the decided layers | [0, 1] |
-    | 32-33 | share of weights to come, slack of the budget | [0, 1] |
-    | 34-37 | bits / 8 and sparsity of the last choice, alpha, beta | [0, 1] |
-    | 38-49 | whether the budget allows each choice | {0, 1} |
+    | 30-31 | accuracy so far / 2, divergence so far (log) | [0, 1] |
+    | 32-33 | bytes over float32 bytes of the decided layers, share of weights to come | [0, 1] |
+    | 34-35 | slack of the budget, its student bytes over teacher bytes (1 without a budget) | [0, 1] |
+    | 36-39 | bits / 8 and sparsity of the last choice, alpha, beta | [0, 1] |
+    | 40-51 | whether the budget allows each action (each choice, if actions are not discrete) | {0, 1} |
 
     ## Rewards
-    Accuracy is the student's metric on the search split over the teacher's. `reward` selects
+    Accuracy is the student's metric on the search split over the teacher's; divergence is the distillation loss
+    between them on the same images, which tells apart what mAP on few images cannot. `reward` selects
     `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
     `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
     `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
-    `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`.
+    `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`;
+    `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
     The terms stand in `info["reward_terms"]`. A student whose outputs are no numbers counts as accuracy 0, gets a
     term of -1 and sets `info["diverged"]`.
 
     ## Starting State
-    The student equals the teacher; the observation is that of the first layer. There is no randomness: equal actions
-    give equal rewards, bit for bit on one machine, whatever the seed.
+    The student equals the teacher; the observation is that of the first layer. Equal actions give equal rewards, bit
+    for bit on one machine, whatever the seed. Only the target is drawn, where several were given.
 
     ## Episode End
     `terminated` with the last layer; never truncated.
@@ -99,8 +110,8 @@ class HSQEnv(gym.Env[Observation, Any]):
     ## Information
     `step` and `reset` return `action_mask` (which choices the budget allows, over the 12 choices), `layer` (name of
     the layer to come) and, from `step`, `executed_action` (what was done, as an action of this space),
-    `reward_terms`, `accuracy`, `diverged`, `ratio` (teacher file over student file; undecided layers count in
-    float32). The last step adds `plan`.
+    `reward_terms`, `accuracy`, `divergence`, `diverged`, `ratio` (teacher file over student file; undecided layers
+    count in float32), `target_ratio`. The last step adds `plan`.
 
     ## Arguments
     - `task`: a `hsq_env.task.Task`; the ids build one from their own arguments
@@ -109,7 +120,9 @@ class HSQEnv(gym.Env[Observation, Any]):
     - `reward`: see above
     - `alpha`: share of the task loss in fine-tuning, [0, 1]; `beta`: weight of accuracy in the reward, [0, 1]; both
       may be changed between episodes through `reset(options={"alpha": ..., "beta": ...})`
-    - `target_ratio`: teacher bytes over student bytes that every plan must reach; None for no budget
+    - `alpha_control`: `"fixed"`, or `"agent"` if actions choose alpha
+    - `target_ratio`: teacher bytes over student bytes that every plan must reach; None for no budget; of several, every
+      episode draws one, unless `reset(options={"target_ratio": ...})` says which
     - `finetune_steps`: minibatches per step, 0 for none; `finetune_scope`: `"layer"`, `"block"`, `"all"`
     - `learning_rates`: of the brief fine-tuning, a `hsq_env.finetuning.LearningRates`
     - `activation_bits`: 8, another number, `"match"` for the layer's weight bits, None for float32 activations
@@ -118,6 +131,7 @@ class HSQEnv(gym.Env[Observation, Any]):
     - `table_megabytes`: memory for what came of choices made before, so that repeating them costs nothing
     - `bfloat16`: fine-tune under bfloat16 autocast, twice as fast on processors with AMX and on GPUs
     - `sensitivities`: (layers, choices), measured on first use and kept on disk when None
+    - `observe_repaired`: show agents the sensitivities after a repair too; measuring them costs a step per choice
     - `render_mode`: `"ansi"` or `"rgb_array"`
 
     ## Version History
@@ -135,7 +149,8 @@ class HSQEnv(gym.Env[Observation, Any]):
         reward: str = "paper",
         alpha: float = 0.3,
         beta: float = 0.8,
-        target_ratio: float | None = None,
+        alpha_control: str = "fixed",
+        target_ratio: float | Sequence[float] | None = None,
         finetune_steps: int = 2,
         finetune_scope: str = "block",
         learning_rates: LearningRates = BRIEF_RATES,
@@ -145,10 +160,12 @@ class HSQEnv(gym.Env[Observation, Any]):
         table_megabytes: float = TABLE_MEGABYTES,
         bfloat16: bool = False,
         sensitivities: NDArray[np.float64] | None = None,
+        observe_repaired: bool = False,
         render_mode: str | None = None,
     ) -> None:
         _check_known("action_space", action_space, ACTION_SPACES)
         _check_known("reward", reward, REWARDS)
+        _check_known("alpha_control", alpha_control, ("fixed", "agent"))
         _check_known("finetune_scope", finetune_scope, FINETUNE_SCOPES)
         _check_known("sparsity_pattern", sparsity_pattern, PATTERNS)
         _check_known("render_mode", render_mode, [None, *self.metadata["render_modes"]])
@@ -158,8 +175,11 @@ class HSQEnv(gym.Env[Observation, Any]):
             raise InputError(f"table_megabytes is {table_megabytes!r}: give 0 or more (--table-megabytes).")
         if activation_bits not in (None, "match", *range(2, 9)):
             raise InputError(f"activation_bits is {activation_bits!r}: give 2 to 8, 'match' or None.")
+        self._executed: list[int] = []
+        self._accuracy, self._divergence = 1.0, 0.0
         self.task, self.reward, self.alpha, self.beta, self.render_mode = task, reward, alpha, beta, render_mode
-        self.actions: ActionCodec = ACTION_SPACES[action_space](bits, sparsities)
+        alphas = ALPHAS if alpha_control == "agent" else ()
+        self.actions: ActionCodec = ACTION_SPACES[action_space](bits, sparsities, alphas)
         self.choices = self.actions.choices
         self.compressor = Compressor(
             task,
@@ -177,16 +197,21 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.sizes = size_table(self.layers, self.choices, sparsity_pattern, activation_bits is not None)
         self._float_sizes = [layer_bytes(info, None) for info in self.layers]
         self.fixed_bytes = self._measure_fixed_bytes()
-        self.budget = Budget(self.sizes, self.fixed_bytes, self.teacher_bytes, target_ratio)
+        targets = target_ratio if isinstance(target_ratio, Sequence) else (target_ratio,)
+        self.budgets = {t: Budget(self.sizes, self.fixed_bytes, self.teacher_bytes, t) for t in targets}
+        if not self.budgets:
+            raise InputError("target_ratio is empty: give a ratio, several, or None for no budget.")
+        self.target_ratio = next(iter(self.budgets))
         if sensitivities is None:
             sensitivities = sensitivity(task, self.layers, self.choices, activation_bits, sparsity_pattern)
         self.sensitivities = sensitivities
-        self._static = static_features(self.layers, teacher_weights(task.teacher, self.layers), sensitivities)
-        self.observation_names = observation_names(self.choices)
+        self._repaired: NDArray[np.float64] | None = None
+        shown = [self.sensitivities, *([self.repaired_sensitivities] if observe_repaired else [])]
+        self._static = static_features(self.layers, teacher_weights(task.teacher, self.layers), *shown)
         self.action_space = self.actions.space
+        actions = len(self._shown_mask())
+        self.observation_names = observation_names(self.choices, observe_repaired, actions)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
-        self._executed: list[int] = []
-        self._accuracy = 1.0
         self._steps = self._visited_steps = 0
 
     def _measure_fixed_bytes(self) -> int:
@@ -200,6 +225,18 @@ class HSQEnv(gym.Env[Observation, Any]):
         )
         student.apply(Plan(tuple(i.name for i in self.layers), (self.choices[longest],) * len(self.layers)))
         return len(student_bytes(student)) - int(self.sizes[:, longest].sum())
+
+    @property
+    def budget(self) -> Budget:
+        """The present episode's."""
+        return self.budgets[self.target_ratio]
+
+    @property
+    def repaired_sensitivities(self) -> NDArray[np.float64]:
+        """(layers, choices) after the repair that a step makes; measured on first use and kept on disk."""
+        if self._repaired is None:
+            self._repaired = repaired_sensitivity(self.compressor, self.choices, self.alpha)
+        return self._repaired
 
     @property
     def index(self) -> int:
@@ -226,11 +263,26 @@ class HSQEnv(gym.Env[Observation, Any]):
         """Steps since the environment or the fork that it is was made, and how many the table answered."""
         return self._steps, self._visited_steps
 
+    @property
+    def evaluations(self) -> int:
+        """Students that were measured since the environment or the fork that it is was made."""
+        return self._steps - self._visited_steps
+
+    @property
+    def accuracy(self) -> float:
+        """Of the student as the choices so far left it, over the teacher's."""
+        return self._accuracy
+
     def allowed(self) -> NDArray[np.bool_]:
         """Which choices of the layer to come the budget allows, (choices,); all, once the episode has ended."""
         if self.index == len(self.layers):
             return np.ones(len(self.choices), dtype=bool)
         return self.budget.mask(self.index, self.spent_bytes)
+
+    def would_measure(self, action: Any) -> bool:
+        """Whether this action's step would compute something, in place of finding it in the table."""
+        choice, alpha = self.choices[self._decode(action)], self._alpha_of(action)
+        return not self.compressor.knows(choice, alpha)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """The same in the form that sb3-contrib expects of the action space."""
@@ -249,19 +301,20 @@ class HSQEnv(gym.Env[Observation, Any]):
         if self.index == len(self.layers):
             raise gym.error.ResetNeeded("The episode has ended: call reset() before step().")
         executed = self._decode(action)
-        choice = self.choices[executed]
-        measured = self.compressor.known(choice, self.alpha)  # the same choices again cost nothing
+        choice, alpha = self.choices[executed], self._alpha_of(action)
+        measured = self.compressor.known(choice, alpha)  # the same choices again cost nothing
         self._steps, self._visited_steps = self._steps + 1, self._visited_steps + (measured is not None)
         if measured is None:
             self.compressor.compress(choice)
-            finite = self.compressor.finetune(self.alpha)
-            measured = self.compressor.measure(choice, self.alpha, finite)
+            finite = self.compressor.finetune(alpha)
+            measured = self.compressor.measure(choice, alpha, finite)
         outcome = self._record(executed, measured)
         terms = reward_terms(self.reward, outcome, self.beta)
         info = {
-            "executed_action": action if self.actions.decode(action) == executed else self.actions.encode(executed),
+            "executed_action": self._executed_action(action, executed),
             "reward_terms": terms,
             "accuracy": outcome.accuracy,
+            "divergence": self._divergence,
             "diverged": outcome.diverged,
             "ratio": self.ratio,
             **({"plan": self.plan()} if outcome.last else {}),
@@ -272,11 +325,22 @@ class HSQEnv(gym.Env[Observation, Any]):
         """The index of the choice to execute: the asked one, or the nearest that can still meet the budget."""
         return nearest_allowed(self.actions.decode(action), self.choices, self.allowed())
 
+    def _alpha_of(self, action: Any) -> float:
+        """The share of the task loss in a step's fine-tuning: the action's, or the environment's."""
+        asked = self.actions.alpha(action)
+        return self.alpha if asked is None else asked
+
+    def _executed_action(self, action: Any, executed: int) -> Any:
+        asked = self.actions.decode(action) == executed
+        return action if asked else self.actions.encode(executed, self.actions.alpha(action))
+
     def _record(self, executed: int, measured: Outcome) -> StepOutcome:
         """Note the choice as made, and what came of it."""
         layer = self.index
         self._executed.append(executed)
         self._accuracy = 0.0 if math.isnan(measured.accuracy) else measured.accuracy
+        before = self._divergence
+        self._divergence = measured.divergence if math.isfinite(measured.divergence) else before
         floats = self._float_sizes[layer]
         return StepOutcome(
             accuracy=self._accuracy,
@@ -285,6 +349,7 @@ class HSQEnv(gym.Env[Observation, Any]):
             model_share=floats / sum(self._float_sizes) * len(self.layers),
             last=self.index == len(self.layers),
             student_share=1 / self.ratio,
+            harm=math.log1p(self._divergence) - math.log1p(before),
             diverged=not measured.finite or math.isnan(measured.accuracy),
         )
 
@@ -293,34 +358,55 @@ class HSQEnv(gym.Env[Observation, Any]):
         decided, total = sum(self._float_sizes[: self.index]), sum(self._float_sizes)
         progress = Progress(
             accuracy=self._accuracy,
+            divergence=self._divergence,
             size_so_far=self.spent_bytes / decided if decided else 1.0,
             weights_left=1 - decided / total,
             budget_slack=self.budget.slack(self.index, self.spent_bytes) if self.index < len(self.layers) else 0.0,
+            target=1.0 if self.target_ratio is None else 1 / self.target_ratio,
             last=self.choices[self._executed[-1]] if self._executed else None,
             alpha=self.alpha,
             beta=self.beta,
         )
-        return observation(self._static, at, progress, self.allowed())
+        return observation(self._static, at, progress, self._shown_mask())
+
+    def _shown_mask(self) -> NDArray[np.bool_]:
+        return self.action_masks() if isinstance(self.action_space, spaces.Discrete) else self.allowed()
 
     def _state_info(self) -> dict[str, Any]:
         layer = self.layers[self.index].name if self.index < len(self.layers) else None
-        return {"action_mask": self.allowed(), "layer": layer}
+        return {"action_mask": self.allowed(), "layer": layer, "target_ratio": self.target_ratio}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start over from the teacher.
 
-        :param options: `alpha` and `beta` for this and the following episodes
+        :param options: `alpha` and `beta` for this and the following episodes, `target_ratio` for this one
         """
         super().reset(seed=seed)
-        for name, value in (options or {}).items():
-            _check_known("reset option", name, ("alpha", "beta"))
+        given = dict(options or {})
+        targets = list(self.budgets)
+        if "target_ratio" in given:
+            _check_known("target ratio", given["target_ratio"], targets)
+            self.target_ratio = given.pop("target_ratio")
+        elif len(targets) > 1:
+            self.target_ratio = targets[int(self.np_random.integers(len(targets)))]
+        for name, value in given.items():
+            _check_known("reset option", name, ("alpha", "beta", "target_ratio"))
             _check_share(name, value)
             setattr(self, name, float(value))
         self.compressor.reset()
-        self._executed, self._accuracy = [], 1.0
+        self._executed, self._accuracy, self._divergence = [], 1.0, 0.0
         return self._observation(), self._state_info()
+
+    def set_weights(self, alpha: float, beta: float) -> None:
+        """Share of the task loss and weight of accuracy for the episodes to come.
+
+        Meant to be called between episodes: in one, it counts from the next step on.
+        """
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            _check_share(name, value)
+            setattr(self, name, float(value))
 
     def fork(self) -> "HSQEnv":
         """An independent copy at the same place in the episode.
@@ -342,8 +428,10 @@ class HSQEnv(gym.Env[Observation, Any]):
             tuple(self._executed),
             tuple(decision.alpha for decision in self.compressor.node.decisions()),
             self._accuracy,
+            self._divergence,
             self.alpha,
             self.beta,
+            self.target_ratio,
         )
 
     def set_state(self, state: EnvState) -> tuple[Observation, dict[str, Any]]:
@@ -352,6 +440,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         :return: the observation and the information of the layer to come, as from ``reset``
         :raises InputError: if the record belongs to another problem
         """
+        _check_known("target ratio", state.target_ratio, list(self.budgets))
         if len(state.executed) > len(self.layers) or not all(0 <= i < len(self.choices) for i in state.executed):
             raise InputError(
                 f"This state has {len(state.executed)} decisions that do not fit {len(self.layers)} layers with "
@@ -360,6 +449,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         made = [Decision(self.choices[i], a) for i, a in zip(state.executed, state.alphas, strict=True)]
         self.compressor.go_to(made)
         self._executed, self._accuracy = list(state.executed), state.accuracy
+        self._divergence, self.target_ratio = state.divergence, state.target_ratio
         self.alpha, self.beta = state.alpha, state.beta
         return self._observation(), self._state_info()
 

@@ -54,16 +54,26 @@ def _spread(module: nn.Module, parameter: Tensor) -> float:
     return module.spread if isinstance(module, CompressedLayer) else parameter.detach().std(correction=0).item()
 
 
-BRIEF_RATES = LearningRates(weights=0.005, scales=3e-3, biases=1e-3)
-LONG_RATES = LearningRates(weights=0.003, scales=1e-3, biases=3e-4)
+BRIEF_RATES = LearningRates(weights=0.0035, scales=2.1e-3, biases=7e-4)  # where the distillation loss is 1
+LARGEST_PACE = 2.0
+LONG_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4)
+LONG_ALPHA = 0.3
 
 
 def akd_loss(
     task: Task, criterion: AKD, alpha: float, outputs: State, batch: Batch, teacher: Sequence[Distilled]
 ) -> Tensor:
     """``alpha * task loss + (1 - alpha) * KL``, a scalar; the task loss is skipped where alpha is 0."""
-    loss = (1 - alpha) * criterion.loss(task.distilled(outputs), teacher)
-    return loss + alpha * task.task_loss(outputs, batch) if alpha else loss
+    return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, teacher)[0]
+
+
+def akd_loss_and_divergence(
+    task: Task, criterion: AKD, alpha: float, outputs: State, batch: Batch, teacher: Sequence[Distilled]
+) -> tuple[Tensor, Tensor]:
+    """The same and its KL part."""
+    divergence = criterion.loss(task.distilled(outputs), teacher)
+    loss = (1 - alpha) * divergence
+    return (loss + alpha * task.task_loss(outputs, batch) if alpha else loss), divergence.detach()
 
 
 def float32_outputs(forward: Callable[[], State], device: torch.device, bfloat16: bool) -> State:
@@ -99,16 +109,19 @@ def everything_computed_with(student: Student) -> list[Tensor]:
 def finetune_block(
     student: Student,
     modules: Sequence[nn.Module],
-    losses: Sequence[Callable[[], Tensor]],
+    losses: Sequence[Callable[[], tuple[Tensor, Tensor]]],
     rates: LearningRates = BRIEF_RATES,
     stop_at_block: bool = True,
 ) -> Tensor:
     """One gradient step per loss on ``modules`` alone.
 
-    Where a loss, or a parameter afterwards, is no number, the modules get back what they had before. Nothing here waits
-    for an accelerator.
+    Adam's first steps are as long as the learning rate says, however small the gradient, so that they would harm a
+    student that is hardly damaged. The divergence is about quadratic in the distance to the teacher; its root therefore
+    paces the steps. Where a loss, or a parameter afterwards, is no number, the modules get back what they had before.
+    Nothing here waits for an accelerator.
 
-    :param losses: each runs a forward pass and gives a scalar
+    :param losses: each runs a forward pass and gives a scalar and its part that is the distillation loss
+    :param rates: for a distillation loss of 1
     :param stop_at_block: False lets the backward pass go through everything that the forward pass computed with
     :return: bool scalar, whether everything stayed finite
     """
@@ -122,20 +135,29 @@ def finetune_block(
     finite = torch.ones((), dtype=torch.bool, device=parameters[0].device)
     with training(student, modules, wanted):
         for loss_of in losses:
-            loss = loss_of()
+            loss, divergence = loss_of()
             finite = finite & loss.detach().isfinite()
             if finite.device.type == "cpu" and not finite:
                 break  # looking costs nothing here
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
-            optimizer.step()
+            _paced_step(optimizer, parameters, divergence.clamp_min(0).sqrt().clamp_max(LARGEST_PACE))
         with torch.no_grad():
             for parameter in parameters:
                 finite = finite & parameter.isfinite().all()
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(torch.where(finite, parameter, value))
     return finite
+
+
+@torch.no_grad()
+def _paced_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], pace: Tensor) -> None:
+    """A step that is ``pace`` times as long; nothing is read back from an accelerator."""
+    start = [p.detach().clone() for p in parameters]
+    optimizer.step()
+    for parameter, before in zip(parameters, start, strict=True):
+        parameter.copy_(before + pace * (parameter - before))
 
 
 def _take_steps(
@@ -172,7 +194,7 @@ def finetune_all(
     student: Student,
     steps: int,
     criterion: AKD | None = None,
-    alpha: float = 0.7,
+    alpha: float = LONG_ALPHA,
     rates: LearningRates = LONG_RATES,
     on_step: Callable[[int], object] = lambda step: None,
     bfloat16: bool = False,

@@ -18,49 +18,62 @@ STATIC_NAMES = (
     *("input_std", "input_peak", "input_zeros"),
 )
 PROGRESS_NAMES = (
-    *("accuracy", "size_so_far", "weights_left", "budget_slack", "last_bits", "last_sparsity", "alpha", "beta"),
+    *("accuracy", "divergence", "size_so_far", "weights_left", "budget_slack", "target"),
+    *("last_bits", "last_sparsity", "alpha", "beta"),
 )
 LARGEST_LOG = 12.0  # natural logarithm that counts as 1 for widths; log10 of weight counts uses 8
+LARGEST_DIVERGENCE = 5.0  # log(1 + divergence) that counts as 1
 SENSITIVITY_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the search stands before a layer; every value in [0, 1] but accuracy, which may pass 1.
+    """Where the search stands before a layer; every value in [0, 1] but accuracy, which may pass 1, and divergence.
 
+    :param divergence: the distillation loss on the search images so far; any number from 0
     :param size_so_far: bytes of the decided layers over their float32 bytes
     :param weights_left: share of the model's weights that are still to be decided
     :param budget_slack: see ``Budget.slack``
+    :param target: student bytes over teacher bytes that the budget asks for; 1 without one
     """
 
     accuracy: float
+    divergence: float
     size_so_far: float
     weights_left: float
     budget_slack: float
+    target: float
     last: Choice | None
     alpha: float
     beta: float
 
 
-def observation_names(choices: Sequence[Choice]) -> tuple[str, ...]:
-    """What each number of the observation is."""
+def observation_names(choices: Sequence[Choice], repaired: bool = False, actions: int | None = None) -> tuple[str, ...]:
+    """What each number of the observation is.
+
+    :param repaired: whether sensitivities after a repair are part of it
+    :param actions: how many actions the mask speaks of; the choices when None
+    """
     label = [f"{c.bits}bit_{c.sparsity:g}" for c in choices]
+    per_choice = 1 if actions is None else actions // len(choices)
+    masked = label if per_choice == 1 else [f"{x}_{i}" for x in label for i in range(per_choice)]
     return (
         *STATIC_NAMES,
         *(f"sensitivity_{x}" for x in label),
+        *(f"repaired_{x}" for x in label if repaired),
         *PROGRESS_NAMES,
-        *(f"allowed_{x}" for x in label),
+        *(f"allowed_{x}" for x in masked),
     )
 
 
 def static_features(
-    infos: Sequence[LayerInfo], weights: Sequence[Tensor], sensitivity: NDArray[np.float64]
+    infos: Sequence[LayerInfo], weights: Sequence[Tensor], *sensitivities: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """The part of the observation that no episode changes.
 
     :param weights: the teacher's, by layer
-    :param sensitivity: (layers, choices)
-    :return: (layers, 18 + choices) in [0, 1]
+    :param sensitivities: (layers, choices), one or two
+    :return: (layers, 18 + choices per table) in [0, 1]
     """
     total_weights = sum(weight.numel() for weight in weights)
     total_macs = sum(info.macs for info in infos) or 1
@@ -92,8 +105,8 @@ def static_features(
                 info.input_zeros,
             ]
         )
-    scaled = np.log10(np.maximum(sensitivity, SENSITIVITY_FLOOR) / SENSITIVITY_FLOOR) / 8
-    return np.concatenate([np.array(rows), scaled], axis=1).clip(0, 1).astype(np.float32)
+    scaled = [np.log10(np.maximum(table, SENSITIVITY_FLOOR) / SENSITIVITY_FLOOR) / 8 for table in sensitivities]
+    return np.concatenate([np.array(rows), *scaled], axis=1).clip(0, 1).astype(np.float32)
 
 
 def observation(
@@ -102,14 +115,16 @@ def observation(
     """The observation of layer ``index``.
 
     :param static: of ``static_features``
-    :param allowed: which choices the budget leaves, (choices,)
-    :return: (18 + choices + 8 + choices,) in [0, 1]
+    :param allowed: which actions the budget leaves, (actions,)
+    :return: (18 + sensitivities + 10 + actions,) in [0, 1]
     """
     moving = [
         progress.accuracy / 2,
+        np.log1p(progress.divergence) / LARGEST_DIVERGENCE,
         progress.size_so_far,
         progress.weights_left,
         progress.budget_slack,
+        progress.target,
         progress.last.bits / max(BITS) if progress.last else 1.0,
         progress.last.sparsity if progress.last else 0.0,
         progress.alpha,

@@ -33,10 +33,12 @@ class Outcome:
 
     :param accuracy: NaN where the student's outputs are no numbers
     :param finite: whether the fine-tuning stayed finite
+    :param divergence: the distillation loss on the search images; NaN likewise
     """
 
     accuracy: float
     finite: bool
+    divergence: float
 
 
 class Node:

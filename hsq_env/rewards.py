@@ -1,4 +1,4 @@
-"""The four rewards of a step, as small functions that return named terms."""
+"""The rewards of a step, as small functions that return named terms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ class StepOutcome:
     :param layer_share: bytes of the layer over its float32 bytes
     :param model_share: the layer's float32 bytes over those of all layers, times the number of layers; 1 on average
     :param last: whether the episode ends with this step
+    :param harm: how much the step raised ``log(1 + divergence)``, the divergence being the distillation loss on the
+        search images; negative where the repair did more good than the choice did harm
     :param student_share: bytes of the student over those of the teacher, undecided layers counted in float32
     """
 
@@ -26,6 +28,7 @@ class StepOutcome:
     model_share: float
     last: bool
     student_share: float
+    harm: float = 0.0
     diverged: bool = False
 
 
@@ -60,7 +63,23 @@ def terminal(outcome: StepOutcome, beta: float) -> Terms:
     return {"accuracy": beta * outcome.accuracy, "size": -(1 - beta) * outcome.student_share}
 
 
-REWARDS: dict[str, Reward] = {"paper": paper, "paper-literal": paper_literal, "size": size, "terminal": terminal}
+def divergence(outcome: StepOutcome, beta: float) -> Terms:
+    """What the step alone did to the outputs, and the layer's real bytes as in ``size``.
+
+    The terms of an episode sum up to the whole plan's ``-log(1 + divergence)``, so that every choice is credited with
+    its own harm, once (a potential difference, Ng et al. 1999); mAP on few images is too coarse to show it.
+    """
+    cost = outcome.layer_share * outcome.model_share
+    return {"divergence": -beta * outcome.harm, "size": -(1 - beta) * cost}
+
+
+REWARDS: dict[str, Reward] = {
+    "paper": paper,
+    "paper-literal": paper_literal,
+    "size": size,
+    "terminal": terminal,
+    "divergence": divergence,
+}
 
 
 def reward_terms(name: str, outcome: StepOutcome, beta: float) -> Terms:

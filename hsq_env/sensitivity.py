@@ -1,8 +1,8 @@
-"""Sensitivity: what each choice of each layer alone does to the distillation loss, before any repair."""
+"""Sensitivity: what each choice of each layer alone does to the distillation loss, before and after a repair."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,12 +11,14 @@ from tqdm import tqdm
 
 from detectors.cache import cache_folder
 from hsq_env.choices import Choice
-from hsq_env.distillation import AKD
+from hsq_env.compressor import Compressor
+from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.states import Dependencies, KeptStates, run
 from hsq_env.student import LayerInfo, Student
-from hsq_env.task import Task
+from hsq_env.task import Batch, Distilled, Task
 
-CACHE_VERSION = 1  # raised whenever the same inputs would give other sensitivities
+Table = NDArray[np.float64]
+CACHE_VERSION = 2  # raised whenever the same inputs would give other sensitivities
 
 
 @torch.no_grad()
@@ -26,16 +28,17 @@ def measure_sensitivity(
     choices: Sequence[Choice],
     activation_bits: int | str | None = 8,
     pattern: str = "unstructured",
-) -> NDArray[np.float64]:
-    """The KL part of the AKD loss on the calibration images with one layer compressed, all others as the teacher's.
+) -> Table:
+    """The divergence on the calibration images with one layer compressed, all others as the teacher has them.
+
+    It is the KL part of the AKD loss with ``JUDGING_WEIGHTS``.
 
     :return: (layers, choices), non-negative; NaN-free: outputs that are no numbers count as the largest other value
     """
-    student, criterion = Student(task, infos, activation_bits, pattern), AKD()
+    student, criterion = Student(task, infos, activation_bits, pattern), AKD(weights=JUDGING_WEIGHTS)
     kept = KeptStates(task.calibration())
     dependencies = Dependencies(student.stages, kept.batches[0])
-    teacher_stages = task.stages(task.teacher)
-    teacher = [task.distilled(run(teacher_stages, {"images": batch.images})) for batch in kept.batches]
+    teacher = _teacher_outputs(task, kept.batches)
     table = np.full((len(infos), len(choices)), np.nan)
     for index, info in enumerate(tqdm(infos, "sensitivities", disable=None, leave=False)):
         kept.enter(dependencies.route(range(info.stage, info.stage + 1)))
@@ -43,14 +46,49 @@ def measure_sensitivity(
         before = layer.snapshot()
         for column, choice in enumerate(choices):
             student.compress(index, choice)
-            losses = [
-                criterion.loss(
-                    task.distilled(kept.route.finish(student.stages, kept.state(student.stages, batch))), expected
-                ).item()
-                for batch, expected in enumerate(teacher)
-            ]
-            table[index, column] = max(float(np.mean(losses)), 0.0)
+            table[index, column] = _loss(task, criterion, student, kept, teacher)
             layer.restore(before)
+    return _numbers(table)
+
+
+@torch.no_grad()
+def measure_repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alpha: float) -> Table:
+    """The same after the repair that a step makes: a few gradient steps on the layer's block.
+
+    A choice that fine-tuning repairs well may be worth more than one that does less harm at first.
+
+    :param alpha: share of the task loss in the repair
+    :return: (layers, choices), as ``measure_sensitivity``
+    """
+    own, task, criterion = compressor.fork(), compressor.task, compressor.judging
+    kept = KeptStates(task.calibration())
+    teacher = _teacher_outputs(task, kept.batches)
+    table = np.full((len(own.infos), len(choices)), np.nan)
+    for index in tqdm(range(len(own.infos)), "repaired sensitivities", disable=None, leave=False):
+        for column, choice in enumerate(choices):
+            with own.alone(index, choice, alpha) as (student, route):
+                kept.enter(route)
+                table[index, column] = _loss(task, criterion, student, kept, teacher)
+    return _numbers(table)
+
+
+def _teacher_outputs(task: Task, batches: Sequence[Batch]) -> list[Sequence[Distilled]]:
+    stages = task.stages(task.teacher)
+    return [task.distilled(run(stages, {"images": batch.images})) for batch in batches]
+
+
+def _loss(
+    task: Task, criterion: AKD, student: Student, kept: KeptStates, teacher: Sequence[Sequence[Distilled]]
+) -> float:
+    """The KL part of the AKD loss, mean over batches."""
+    losses = [
+        criterion.loss(task.distilled(kept.route.finish(student.stages, kept.state(student.stages, i))), expected)
+        for i, expected in enumerate(teacher)
+    ]
+    return max(torch.stack(losses).double().mean().item(), 0.0)
+
+
+def _numbers(table: Table) -> Table:
     finite = table[np.isfinite(table)]
     return np.where(np.isfinite(table), table, finite.max(initial=1.0))
 
@@ -61,20 +99,37 @@ def sensitivity(
     choices: Sequence[Choice],
     activation_bits: int | str | None = 8,
     pattern: str = "unstructured",
-) -> NDArray[np.float64]:
+) -> Table:
     """``measure_sensitivity``, kept on disk under a hash of everything that it depends on."""
-    digest = hashlib.sha256(repr((CACHE_VERSION, torch.__version__, infos, choices, activation_bits, pattern)).encode())
+    digest = _digest(task, (infos, choices, activation_bits, pattern), task.calibration())
+    return _kept(digest, lambda: measure_sensitivity(task, infos, choices, activation_bits, pattern))
+
+
+def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alpha: float) -> Table:
+    """``measure_repaired_sensitivity``, kept on disk likewise."""
+    settings = (compressor.infos, choices, compressor.repair_settings(), alpha)
+    task = compressor.task
+    digest = _digest(task, settings, [*task.calibration(), *task.finetuning()])
+    return _kept(digest, lambda: measure_repaired_sensitivity(compressor, choices, alpha))
+
+
+def _digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
+    digest = hashlib.sha256(repr((CACHE_VERSION, torch.__version__, settings)).encode())
     for tensor in task.teacher.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    for batch in task.calibration():
+    for batch in batches:
         digest.update(batch.images.cpu().contiguous().numpy().tobytes())
-    path = cache_folder() / f"sensitivity-{digest.hexdigest()[:24]}.npy"
+    return digest.hexdigest()[:24]
+
+
+def _kept(digest: str, measure: Callable[[], Table]) -> Table:
+    path = cache_folder() / f"sensitivity-{digest}.npy"
     try:
         with open(path, "rb") as file:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False), dtype=np.float64)
     except (OSError, ValueError, EOFError):  # absent or damaged: measure
         pass
-    table = measure_sensitivity(task, infos, choices, activation_bits, pattern)
+    table = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}.npy")

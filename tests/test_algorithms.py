@@ -15,6 +15,9 @@ from hsq_env.env import HSQEnv
 
 SMALL: dict[str, dict[str, Any]] = {  # updates within two episodes of seven steps
     "ppo": {"n_steps": 7, "batch_size": 7},
+    "maskable_ppo": {"n_steps": 7, "batch_size": 7},
+    "haq": {"learning_starts": 7},
+    "amc": {"learning_starts": 7},
     "sac": {"learning_starts": 7},
     "td3": {"learning_starts": 7},
     "ddpg": {"learning_starts": 7},
@@ -32,20 +35,22 @@ def test_two_episodes(tiny: TinyTask, tmp_path: Path, algo: str) -> None:
     assert any(not torch.equal(after[name], before[name]) for name in before)
     assert all(tensor.isfinite().all() for tensor in after.values())
     agent.save(tmp_path / "policy.zip")
-    loaded = ALGORITHMS[algo][0].load(tmp_path / "policy.zip", env=env)
-    seen = np.random.default_rng(0).random((20, 50)).astype(np.float32)
+    loaded = ALGORITHMS[algo].kind.load(tmp_path / "policy.zip", env=env)
+    seen = np.random.default_rng(0).random((20, 52)).astype(np.float32)
     assert np.array_equal(loaded.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0])
 
 
 def test_an_unknown_agent_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"Unknown agent 'rainbow': known are dqn, ppo, a2c, sac, td3, ddpg"):
+    with pytest.raises(
+        InputError, match=r"Unknown agent 'rainbow': known are dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg, haq, amc"
+    ):
         action_space_of("rainbow")
 
 
 def test_spaces_fit_the_agents() -> None:
     found = {algo: action_space_of(algo) for algo in ALGORITHMS}
-    discrete = dict.fromkeys(("dqn", "ppo", "a2c"), "discrete")
-    assert found == {**discrete, **dict.fromkeys(("sac", "td3", "ddpg"), "continuous")}
+    discrete = dict.fromkeys(("dqn", "qrdqn", "maskable_ppo", "ppo"), "discrete")
+    assert found == {**discrete, **dict.fromkeys(("sac", "td3", "ddpg", "haq", "amc"), "continuous")}
 
 
 def test_dqn_has_masks_and_the_papers_learning_rate(tiny: TinyTask) -> None:

@@ -1,6 +1,7 @@
 """Callbacks: episodes are recorded as they were, and training stops where it should."""
 
 import json
+import math
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny_task import TinyTask
 
 from agents.algorithms import make_agent
 from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
+from agents.evaluations import EvaluationBudget
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 
@@ -22,13 +24,17 @@ def agent(tiny: TinyTask) -> Any:
 
 def test_an_episode_in_json() -> None:
     plan = Plan(("a", "b"), (Choice(2, 0.75), Choice(8)))
-    episode = Episode("dqn", plan, total_reward=1.5, accuracy=0.9, ratio=8.0, seconds=2.5)
+    episode = Episode(
+        "dqn", plan, total_reward=1.5, accuracy=0.9, ratio=8.0, seconds=2.5, divergence=0.25, target_ratio=6.0
+    )
     assert json.loads(json.dumps(episode.to_json())) == {
         "source": "dqn",
         "total_reward": 1.5,
         "accuracy": 0.9,
         "ratio": 8.0,
         "seconds": 2.5,
+        "divergence": 0.25,
+        "target_ratio": 6.0,
         "choices": [[2, 0.75], [8, 0.0]],
     }
 
@@ -52,7 +58,24 @@ def test_episodes_are_recorded_and_counted(tiny: TinyTask, agent: Any) -> None:
         assert episode.plan == again.plan() == steps[-1]["plan"]
         assert episode.total_reward == pytest.approx(sum(rewards), abs=1e-5)  # SB3 hands rewards on in float32
         assert (episode.accuracy, episode.ratio) == (steps[-1]["accuracy"], again.ratio)
+        assert (episode.divergence, episode.target_ratio) == (steps[-1]["divergence"], 6.0)
         assert episode.seconds >= 0
+
+
+def test_a_diverged_student_is_the_worst() -> None:
+    info = {"plan": Plan(("a",), (Choice(2),)), "accuracy": 0.0, "ratio": 6.0, "divergence": 0.5, "target_ratio": None}
+    made = [Episode.of("dqn", {**info, "diverged": diverged}, 1.5, 0.123) for diverged in (False, True)]
+    assert [episode.divergence for episode in made] == [0.5, math.inf]
+    assert made[0] == Episode("dqn", info["plan"], 1.5, 0.0, 6.0, 0.12, 0.5, None)  # type: ignore[arg-type]
+
+
+def test_spent_evaluations_stop_the_training(tiny: TinyTask) -> None:
+    """The step that was not measured is no part of an episode."""
+    env = EvaluationBudget(HSQEnv(tiny, target_ratio=6.0, finetune_steps=0, table_megabytes=0), 10)
+    agent, episodes, seen = make_agent("dqn", env, seed=0), [], []  # type: ignore[var-annotated]
+    recorder = EpisodeRecorder("dqn", lambda e, _: episodes.append(e), on_progress=seen.append)
+    agent.learn(1000, callback=recorder)
+    assert agent.num_timesteps == 11 and len(seen) == 10 and len(episodes) == 1
 
 
 def test_a_passed_deadline_stops_after_a_step(agent: Any) -> None:
@@ -89,7 +112,7 @@ def test_environments_side_by_side_are_recorded_apart(tiny: TinyTask) -> None:
 def seed(agent: Any, count: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(count):
-        one, other = (np.r_[rng.random(38), np.ones(12)].astype(np.float32)[None] for _ in range(2))
+        one, other = (np.r_[rng.random(40), np.ones(12)].astype(np.float32)[None] for _ in range(2))
         agent.replay_buffer.add(one, other, np.array([1]), np.array([0.5]), np.array([False]), [{}])
 
 

@@ -18,6 +18,7 @@ import agents.report
 import detectors.task
 from agents.callbacks import EpisodeRecorder
 from agents.cli import main
+from agents.find import Explorer
 from detectors.coco import load_folder
 from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
@@ -126,21 +127,34 @@ def test_search(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured, monke
 def test_search_passes_its_flags_on(on_tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
 
-    def record(task: Any, out: Path, **settings: Any) -> dict[str, Any]:
-        given.update(settings, out=out)
+    def record(task: Any, out: Path, explorer: Explorer, **settings: Any) -> dict[str, Any]:
+        given.update(vars(explorer), **settings, out=out)
         raise InputError("enough")
 
     monkeypatch.setattr("agents.search.search", record)
     flags = "--algo sac --episodes 7 --time-budget 60 --target-ratio 9.5 --reward size --alpha 0.1 --beta 0.9"
     more = "--activation-bits 4 --sparsity-pattern n:m --dataset photos --teacher t.safetensors --detector d"
-    more += " --splits a b c"
+    more += " --splits a b c --seed 3 --workers 2 --evaluations 90 --warm-start ilp greedy --no-return-to-best"
+    more += " --observe-repaired"
     with pytest.raises(SystemExit):
         main(["search", "--out", str(tmp_path / "run"), *flags.split(), *more.split()])
     expected = {"algo": "sac", "episodes": 7, "time_budget": 60.0, "target_ratio": 9.5, "reward": "size"}
     expected |= {"alpha": 0.1, "beta": 0.9, "activation_bits": 4, "sparsity_pattern": "n:m"}
+    expected |= {"seed": 3, "workers": 2, "evaluations": 90, "warm_start": ("ilp", "greedy"), "return_to_best": False}
+    expected |= {"observe_repaired": True}
     assert {name: given[name] for name in expected} == expected
     assert (on_tiny["dataset"], on_tiny["teacher"], on_tiny["detector"]) == ("photos", Path("t.safetensors"), "d")
     assert on_tiny["splits"] == ("a", "b", "c")
+
+
+def test_search_for_several_targets(on_tiny: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    main(["search", "--out", str(out), "--pareto", "5", "9.5", "--episodes", "0", "--finetune-steps", "0"])
+    result = json.loads((out / "result.json").read_text())
+    assert result["target_ratio"] == [5.0, 9.5] and list(result["candidates"]) == ["5.0", "9.5"]
+    for name in ("5", "9.5"):
+        assert result["methods"][f"hsq-{name}"]["ratio"] >= float(name)
+        assert read_header(out / f"model-{name}.hsq").plan() == Plan.read(out / f"plan-{name}.json")
 
 
 def certainty(split: Any, batches: Any, detections: Any) -> float:

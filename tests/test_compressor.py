@@ -55,7 +55,7 @@ def test_accuracy_is_the_metric_over_the_teachers(tiny: TinyTask) -> None:
     compressor = Compressor(tiny)
     teacher = evaluate(tiny, tiny.stages(tiny.teacher), "search")
     assert compressor.teacher_metric == teacher
-    assert compressor.accuracy() == 1.0
+    assert compressor.judge() == (1.0, 0.0)
     accuracies = walk(compressor)
     assert accuracies[-1] == evaluate(tiny, compressor.student.stages, "search") / teacher
     assert len(set(accuracies)) > 2
@@ -114,14 +114,14 @@ def test_a_diverged_block_is_put_back(tiny: TinyTask, kind: str) -> None:
     assert bool(finite) is (kind == "loss")
     compressor.measure(Choice(4, 0.5), 0.3, finite)
     compressor.compress(Choice(2))
-    before, accuracy = parameters(compressor.student), compressor.accuracy()
+    before, judged = parameters(compressor.student), compressor.judge()
     stored = _stored(compressor)
     finite = compressor.finetune(0.3)
     assert not finite
     assert changed(compressor.student, before) == set()
     assert all(torch.equal(a, b) for a, b in zip(_stored(compressor), stored, strict=True))
     outcome = compressor.measure(Choice(2), 0.3, finite)
-    assert outcome == Outcome(accuracy, False)
+    assert outcome == Outcome(judged[0], False, judged[1])
     compressor.reset()
     compressor.known(Choice(4, 0.5), 0.3)
     assert compressor.known(Choice(2), 0.3) == outcome
@@ -136,7 +136,7 @@ def test_outputs_that_are_no_numbers_have_no_accuracy(tiny: TinyTask) -> None:
     layer = compressor.student.layers[6]
     assert isinstance(layer, CompressedLayer) and layer.bias is not None
     layer.bias.fill_(math.inf)
-    assert math.isnan(compressor.accuracy())
+    assert all(map(math.isnan, compressor.judge()))
 
 
 def test_a_model_without_layers_is_refused(tiny: TinyTask) -> None:

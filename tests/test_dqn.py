@@ -11,7 +11,8 @@ from stable_baselines3.dqn.policies import QNetwork
 from tiny_task import TinyTask
 
 from agents.algorithms import make_agent
-from agents.dqn import FORBIDDEN, MaskedDQN, MaskedQNetwork
+from agents.dqn import MaskedDQN, MaskedQNetwork
+from agents.masked import FORBIDDEN
 from hsq_env.env import HSQEnv
 
 Array = NDArray[np.float32]
@@ -34,7 +35,7 @@ def observations(count: int, seed: int = 0) -> tuple[Array, NDArray[np.bool_]]:
     rng = np.random.default_rng(seed)
     allowed = rng.random((count, 12)) < 0.3
     allowed[np.arange(count), rng.integers(12, size=count)] = True
-    return np.concatenate([rng.random((count, 38)), allowed], axis=1).astype(np.float32), allowed
+    return np.concatenate([rng.random((count, 40)), allowed], axis=1).astype(np.float32), allowed
 
 
 def favour(network: Any, action: int) -> None:

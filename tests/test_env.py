@@ -181,7 +181,9 @@ def test_copies_do_not_disturb_each_other(env: HSQEnv) -> None:
 def test_the_reward_is_the_sum_of_its_terms(tiny: TinyTask, name: str) -> None:
     env = HSQEnv(tiny, reward=name, beta=0.6, finetune_steps=0)
     floats = [layer_bytes(info, None) for info in env.layers]
+    before = 0.0
     for layer, (_, reward, _, _, info) in enumerate(play(env, ACTIONS)):
+        harm, before = np.log1p(info["divergence"]) - np.log1p(before), info["divergence"]
         outcome = StepOutcome(
             accuracy=info["accuracy"],
             choice=env.choices[ACTIONS[layer]],
@@ -189,6 +191,7 @@ def test_the_reward_is_the_sum_of_its_terms(tiny: TinyTask, name: str) -> None:
             model_share=floats[layer] / sum(floats) * 7,
             last=layer == 6,
             student_share=1 / info["ratio"],
+            harm=float(harm),
         )
         assert info["reward_terms"] == pytest.approx(reward_terms(name, outcome, 0.6))
         assert reward == sum(info["reward_terms"].values())
@@ -211,8 +214,8 @@ def test_alpha_and_beta_may_change_at_reset(tiny: TinyTask, env: HSQEnv) -> None
     other = HSQEnv(tiny, alpha=0.9, beta=0.1)
     assert [reward for _, reward in found] == rewards_of(other, ACTIONS)
     observation, _ = env.reset()  # kept for the following episodes
-    assert observation[36:38].tolist() == [np.float32(0.9), np.float32(0.1)]
-    assert found[0][0][36:38].tolist() == observation[36:38].tolist()
+    assert observation[38:40].tolist() == [np.float32(0.9), np.float32(0.1)]
+    assert found[0][0][38:40].tolist() == observation[38:40].tolist()
 
 
 def test_alpha_is_the_share_of_the_task_loss(tiny: TinyTask) -> None:
@@ -234,7 +237,7 @@ def test_a_diverged_student_is_a_bad_reward_and_a_flag(tiny: TinyTask, name: str
     assert [info["diverged"] for *_, info in steps] == [False, False] + [True] * 5
     assert [info["accuracy"] for *_, info in steps[2:]] == [0.0] * 5
     for observation, reward, _, _, info in steps[2:]:
-        assert info["reward_terms"]["diverged"] == -1.0 and info["reward_terms"]["accuracy"] == 0.0
+        assert info["reward_terms"]["diverged"] == -1.0 and info["reward_terms"].get("accuracy", 0.0) == 0.0
         assert reward == sum(info["reward_terms"].values()) <= -1.0
         assert env.observation_space.contains(observation)
     assert "diverged" not in steps[0][4]["reward_terms"]
@@ -322,9 +325,186 @@ def test_a_smaller_grid(tiny: TinyTask) -> None:
     env = HSQEnv(tiny, bits=(4, 8), sparsities=(0.0, 0.5))
     assert env.action_space == gym.spaces.Discrete(4)
     assert env.choices == (Choice(4), Choice(4, 0.5), Choice(8), Choice(8, 0.5))
-    assert env.observation_space.shape == (18 + 4 + 8 + 4,)
+    assert env.observation_space.shape == (18 + 4 + 10 + 4,)
     play(env, [1, 0, 3, 2, 1, 0, 3])
     assert env.plan().choices[:3] == (Choice(4, 0.5), Choice(4), Choice(8, 0.5))
+
+
+# ---- actions that say alpha
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_checkers_have_nothing_to_say_about_alpha(tiny: TinyTask, space: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = gym.make("hsq_env:HSQ-ResNet50-v0", task=tiny, action_space=space, alpha_control="agent")
+        check_env(made.unwrapped)
+        sb3_check_env(made.unwrapped)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("alpha", [0.1, 0.9])
+def test_an_action_says_alpha(tiny: TinyTask, space: str, alpha: float) -> None:
+    """The episode of an environment whose alpha that is."""
+    env, plain = HSQEnv(tiny, action_space=space, alpha_control="agent"), HSQEnv(tiny, alpha=alpha)
+    steps = play(env, [env.actions.encode(action, alpha) for action in ACTIONS])
+    for (_, reward, *_, info), (_, same_reward, *_, told) in zip(steps, play(plain, ACTIONS), strict=True):
+        assert reward == same_reward and info["divergence"] == told["divergence"]
+        assert env.actions.alpha(info["executed_action"]) == alpha
+    weights = [layer.weight for layer in env.student.layers]
+    assert all(torch.equal(a, b.weight) for a, b in zip(weights, plain.student.layers, strict=True))
+    assert env.alpha == 0.3
+
+
+def test_alpha_may_change_from_step_to_step(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, alpha_control="agent")
+    alphas = [0.1, 0.9, 0.3, 0.6, 0.1, 0.1, 0.9]
+    steps = play(env, [env.actions.encode(a, alpha) for a, alpha in zip(ACTIONS, alphas, strict=True)])
+    assert env.get_state().alphas == tuple(alphas)
+    plain = HSQEnv(tiny)
+    plain.reset()
+    for action, alpha, step in zip(ACTIONS, alphas, steps, strict=True):
+        plain.alpha = alpha
+        assert plain.step(action)[1] == step[1]
+
+
+def test_a_forbidden_choice_keeps_its_alpha(tiny: TinyTask) -> None:
+    for space in SPACES:
+        env = HSQEnv(tiny, action_space=space, alpha_control="agent", target_ratio=12.0, finetune_steps=0)
+        told = [info["executed_action"] for *_, info in play(env, [env.actions.encode(8, 0.6)] * 7)]
+        assert [env.actions.alpha(action) for action in told] == [0.6] * 7
+        assert any(env.actions.decode(action) != 8 for action in told)
+
+
+def test_the_mask_speaks_of_every_action(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, alpha_control="agent", target_ratio=12.0, finetune_steps=0)
+    assert env.observation_space.shape == (40 + 48,) and env.action_space == gym.spaces.Discrete(48)
+    assert env.observation_names[40:46] == (
+        *(f"allowed_2bit_0_{i}" for i in range(4)),
+        *(f"allowed_2bit_0.25_{i}" for i in range(2)),
+    )
+    observation, info = env.reset()
+    while True:
+        assert np.array_equal(observation[40:], np.repeat(info["action_mask"], 4)) and observation.shape == (88,)
+        if info["layer"] is None:
+            break
+        observation, *_, info = env.step(0)
+
+
+def test_what_was_measured_with_one_alpha_says_nothing_of_another(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, alpha_control="agent")
+    play(env, [env.actions.encode(5, 0.1)])
+    env.reset()
+    assert [env.would_measure(env.actions.encode(5, alpha)) for alpha in (0.1, 0.3, 0.6, 0.9)] == [False, *[True] * 3]
+
+
+# ---- evaluations
+
+
+def test_would_measure_tells_what_a_step_costs(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=8.0, finetune_steps=0, sensitivities=NO_SENSITIVITIES)
+    rng = np.random.default_rng(0)
+    told: list[bool] = []
+    for _ in range(30):
+        env.reset()
+        for _ in range(7):
+            action, before, state = int(rng.integers(3)), env.evaluations, env.get_state()
+            told.append(env.would_measure(action))
+            assert (env.get_state(), env.evaluations) == (state, before)
+            env.step(action)
+            assert env.evaluations == before + told[-1]
+    assert set(told) == {True, False} and env.evaluations == sum(told)
+
+
+# ---- several targets
+
+
+def test_every_episode_draws_a_target(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=(4.0, 8.0, 12.0), finetune_steps=0, sensitivities=NO_SENSITIVITIES)
+    at = env.observation_names.index("target")
+    drawn = []
+    for seed in (5, *[None] * 30):
+        observation, info = env.reset(seed=seed)
+        target = info["target_ratio"]
+        assert env.target_ratio == target and observation[at] == np.float32(1 / target)
+        assert np.array_equal(info["action_mask"], env.budgets[target].mask(0, 0))
+        for _ in range(7):
+            info = env.step(8)[4]
+        assert info["target_ratio"] == target <= info["ratio"]
+        drawn.append(target)
+    assert set(drawn) == {4.0, 8.0, 12.0}
+    assert [env.reset(seed=seed)[1]["target_ratio"] for seed in (5, *[None] * 30)] == drawn
+
+
+@pytest.mark.parametrize("target", [4.0, 12.0])
+def test_one_of_several_targets_is_that_target(tiny: TinyTask, target: float) -> None:
+    several, one = HSQEnv(tiny, target_ratio=(4.0, 8.0, 12.0)), HSQEnv(tiny, target_ratio=target)
+    first, info = several.reset(options={"target_ratio": target})
+    expected, told = one.reset()
+    assert np.array_equal(first, expected) and info["target_ratio"] == told["target_ratio"] == target
+    for action in ACTIONS:
+        (seen, reward, *_, info), (same_seen, same_reward, *_, told) = several.step(action), one.step(action)
+        assert np.array_equal(seen, same_seen) and reward == same_reward
+        assert info["executed_action"] == told["executed_action"]
+
+
+def test_asking_for_a_target_draws_nothing(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=(4.0, 12.0), finetune_steps=0, sensitivities=NO_SENSITIVITIES)
+    env.reset(seed=1)
+    drawn = [env.reset()[1]["target_ratio"] for _ in range(10)]
+    env.reset(seed=1)
+    again = []
+    for _ in range(10):
+        env.reset(options={"target_ratio": 4.0})
+        again.append(env.reset()[1]["target_ratio"])
+    assert drawn == again
+
+
+def test_a_state_holds_its_target(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=(4.0, 12.0), finetune_steps=0)
+    env.reset(options={"target_ratio": 12.0})
+    seen, *_ = env.step(0)
+    state = env.get_state()
+    env.reset(options={"target_ratio": 4.0})
+    observation, info = env.set_state(state)
+    assert np.array_equal(observation, seen) and info["target_ratio"] == env.target_ratio == 12.0
+    with pytest.raises(InputError, match=r"Unknown target ratio 12\.0: known are 4\.0"):
+        HSQEnv(tiny, target_ratio=4.0, finetune_steps=0).set_state(state)
+
+
+def test_targets_that_cannot_be(tiny: TinyTask) -> None:
+    with pytest.raises(InputError, match="target ratio of 13 cannot be reached"):
+        HSQEnv(tiny, target_ratio=(4.0, 13.0))
+    with pytest.raises(InputError, match="target_ratio is empty"):
+        HSQEnv(tiny, target_ratio=())
+    env = HSQEnv(tiny, target_ratio=(4.0, 12.0))
+    with pytest.raises(InputError, match=r"Unknown target ratio 7\.0: known are 4\.0, 12\.0\."):
+        env.reset(options={"target_ratio": 7.0})
+
+
+# ---- sensitivities after a repair
+
+
+def test_repaired_sensitivities_are_shown_behind_the_others(tiny: TinyTask) -> None:
+    env, plain = HSQEnv(tiny, observe_repaired=True), HSQEnv(tiny)
+    assert env.observation_space.shape == (64,)
+    assert env.observation_names[30:42] == tuple(
+        name.replace("sensitivity", "repaired") for name in plain.observation_names[18:30]
+    )
+    assert env.observation_names[:30] + env.observation_names[42:] == plain.observation_names
+    shown = (np.log10(np.maximum(env.repaired_sensitivities, 1e-6) / 1e-6) / 8).clip(0, 1).astype(np.float32)
+    (seen, _), (expected, _) = env.reset(), plain.reset()
+    for layer, action in enumerate(ACTIONS):
+        assert np.array_equal(seen[30:42], shown[layer])
+        assert np.array_equal(np.r_[seen[:30], seen[42:]], expected)
+        (seen, reward, *_), (expected, same_reward, *_) = env.step(action), plain.step(action)
+        assert reward == same_reward
+
+
+def test_repaired_sensitivities_cost_no_evaluations(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, observe_repaired=True)
+    assert env.repaired_sensitivities.shape == (7, 12) and env.repaired_sensitivities is env.repaired_sensitivities
+    assert env.evaluations == 0 and env.index == 0
 
 
 # ---- what is refused
@@ -334,7 +514,8 @@ def test_a_smaller_grid(tiny: TinyTask) -> None:
     ("argument", "value", "known"),
     [
         ("action_space", "box", "'discrete', 'multi_discrete', 'continuous'"),
-        ("reward", "best", "'paper', 'paper-literal', 'size', 'terminal'"),
+        ("reward", "best", "'paper', 'paper-literal', 'size', 'terminal', 'divergence'"),
+        ("alpha_control", "both", "'fixed', 'agent'"),
         ("finetune_scope", "stage", "'layer', 'block', 'all'"),
         ("sparsity_pattern", "2:4", "'unstructured', 'n:m'"),
         ("render_mode", "human", "None, 'ansi', 'rgb_array'"),
@@ -362,7 +543,7 @@ def test_activation_bits_are_known(tiny: TinyTask, value: Any) -> None:
 
 
 def test_unknown_reset_options_name_the_known_ones(env: HSQEnv) -> None:
-    with pytest.raises(InputError, match=r"Unknown reset option 'gamma': known are 'alpha', 'beta'\."):
+    with pytest.raises(InputError, match=r"Unknown reset option 'gamma': known are 'alpha', 'beta', 'target_ratio'\."):
         env.reset(options={"gamma": 1.0})
 
 

@@ -12,7 +12,9 @@ from tiny_task import TinyTask
 from agents.algorithms import action_space_of, make_agent
 from agents.callbacks import Episode
 from agents.explore import SearchLog, rollout, seed_replay, train_agent
+from agents.explore import play as play_policy
 from agents.keep_best import KeepBest
+from agents.plan_agent import PlanAgent
 from agents.run_folder import RunFolder
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
@@ -24,8 +26,10 @@ def note(message: str) -> None:
     """Says nothing."""
 
 
-def episode(bits: int, accuracy: float, total_reward: float, source: str = "dqn") -> Episode:
-    return Episode(source, Plan(("a",), (Choice(bits),)), total_reward, accuracy, 6.0, 1.0)
+def episode(
+    bits: int, divergence: float, total_reward: float, source: str = "dqn", ratio: float = 6.0, target: float = 6.0
+) -> Episode:
+    return Episode(source, Plan(("a",), (Choice(bits),)), total_reward, 0.98765, ratio, 1.0, divergence, target)
 
 
 # ---- the log
@@ -34,17 +38,19 @@ def episode(bits: int, accuracy: float, total_reward: float, source: str = "dqn"
 def test_the_log_tells_each_episode() -> None:
     told: list[str] = []
     log = SearchLog(told.append)
-    log.note(episode(8, 0.98765, 1.23456), {})
-    assert told == ["episode 1 (dqn): accuracy 0.9877 at 6.00x, return 1.235, 1 s"]
+    log.note(episode(8, 1.23456, 0.0), {"score": -1.23456, "model": b""})
+    assert told == ["episode 1 (dqn): accuracy 0.9877 at 6.00x, divergence 1.235, 1 s"]
+    log.note(episode(8, 0.5, 0.0, target=8.5), {"score": -0.5, "model": b""})  # now there are several targets
+    assert told[1] == "episode 2 (dqn): accuracy 0.9877 at 6.00x (asked 8.5x), divergence 0.500, 1 s"
 
 
 def test_best_plans_are_different_and_ranked() -> None:
     log = SearchLog(note)
-    for row in (episode(2, 0.7, 3.0), episode(4, 0.9, 1.0), episode(4, 0.9, 1.0, "again"), episode(8, 0.8, 2.0)):
+    for row in (episode(2, 0.3, 3.0), episode(4, 0.1, 1.0), episode(4, 0.1, 1.0, "again"), episode(8, 0.2, 2.0)):
         log.note(row, {})
-    assert [e.plan.choices[0].bits for e in log.best_plans(5, by_return=False)] == [4, 8, 2]
-    assert [e.plan.choices[0].bits for e in log.best_plans(5, by_return=True)] == [2, 8, 4]
-    assert [e.plan.choices[0].bits for e in log.best_plans(2, by_return=False)] == [4, 8]
+    assert [e.plan.choices[0].bits for e in log.best_plans(5, 6.0)] == [4, 8, 2]
+    assert [e.plan.choices[0].bits for e in log.best_plans(5, None)] == [2, 8, 4]
+    assert [e.plan.choices[0].bits for e in log.best_plans(2, 6.0)] == [4, 8]
 
 
 def test_among_equals_the_earlier_comes_first() -> None:
@@ -52,7 +58,23 @@ def test_among_equals_the_earlier_comes_first() -> None:
     rows = [episode(2, 0.9, 1.0, "first"), episode(4, 0.9, 1.0, "second"), episode(2, 0.9, 1.0, "third")]
     for row in rows:
         log.note(row, {})
-    assert [e.source for e in log.best_plans(3, by_return=False)] == ["first", "second"]
+    assert [e.source for e in log.best_plans(3, 6.0)] == ["first", "second"]
+
+
+def test_plans_count_for_every_target_that_they_reach() -> None:
+    log = SearchLog(note)
+    for row in (
+        episode(8, 0.1, 1.0, "close", ratio=5.99),
+        episode(4, 0.2, 1.0, "six"),
+        episode(2, 0.3, 1.0, "ten", 10.0),
+    ):
+        log.note(row, {})
+    assert [[e.source for e in log.best_plans(3, target)] for target in (5.0, 6.0, 10.0, 10.1)] == [
+        ["close", "six", "ten"],
+        ["six", "ten"],
+        ["ten"],
+        [],
+    ]
 
 
 def test_the_best_is_written_at_once(tmp_path: Path) -> None:
@@ -72,7 +94,7 @@ def test_the_best_is_written_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algo", ["dqn", "sac"])
 def test_a_rollout_is_the_episode(tiny: TinyTask, algo: str) -> None:
     env, log = HSQEnv(tiny, action_space=action_space_of(algo), target_ratio=5.0), SearchLog(note)
-    steps = rollout(KeepBest(env), ACTIONS, "integer_program", log)
+    steps = rollout(KeepBest(env), ACTIONS, "ilp", log)
     expected = play(env, [env.actions.encode(action) for action in ACTIONS])
     assert len(steps) == 7
     for before, step, (observation, reward, terminated, _, info) in zip(
@@ -81,16 +103,17 @@ def test_a_rollout_is_the_episode(tiny: TinyTask, algo: str) -> None:
         assert np.array_equal(step[0], before) and np.array_equal(step[1], observation)
         assert np.array_equal(step[2], info["executed_action"]) and step[3:5] == (reward, terminated)
     (record,) = log.episodes
-    assert record.source == "integer_program" and record.plan == expected[-1][4]["plan"]
+    assert record.source == "ilp" and record.plan == expected[-1][4]["plan"]
     assert record.total_reward == pytest.approx(sum(row[1] for row in expected))
-    assert (record.accuracy, record.ratio) == (expected[-1][4]["accuracy"], expected[-1][4]["ratio"])
+    for name in ("accuracy", "ratio", "divergence", "target_ratio"):
+        assert getattr(record, name) == expected[-1][4][name]
 
 
 @pytest.mark.parametrize("algo", ["dqn", "sac"])
 def test_a_replay_is_seeded_with_a_rollout(tiny: TinyTask, algo: str) -> None:
     env = HSQEnv(tiny, action_space=action_space_of(algo), target_ratio=5.0)
     agent: Any = make_agent(algo, env)
-    steps = rollout(KeepBest(env), ACTIONS, "integer_program", SearchLog(note))
+    steps = rollout(KeepBest(env), ACTIONS, "ilp", SearchLog(note))
     assert len(seed_replay(agent, steps)) == 1
     buffer = agent.replay_buffer
     assert buffer.size() == 7
@@ -104,7 +127,7 @@ def test_a_replay_is_seeded_with_a_rollout(tiny: TinyTask, algo: str) -> None:
 def test_a_replay_for_several_workers_is_filled_in_every_column(tiny: TinyTask) -> None:
     env = HSQEnv(tiny, target_ratio=5.0)
     agent: Any = make_agent("dqn", DummyVecEnv([lambda: HSQEnv(tiny, target_ratio=5.0)] * 2))
-    steps = rollout(KeepBest(env), ACTIONS, "integer_program", SearchLog(note))
+    steps = rollout(KeepBest(env), ACTIONS, "ilp", SearchLog(note))
     seed_replay(agent, steps)
     buffer = agent.replay_buffer
     assert buffer.pos == 7 and buffer.observations.shape[1] == 2
@@ -116,8 +139,71 @@ def test_a_replay_for_several_workers_is_filled_in_every_column(tiny: TinyTask) 
 
 def test_an_agent_without_a_replay_is_left_alone(tiny: TinyTask) -> None:
     env = HSQEnv(tiny, target_ratio=5.0)
-    steps = rollout(KeepBest(env), ACTIONS, "integer_program", SearchLog(note))
+    steps = rollout(KeepBest(env), ACTIONS, "ilp", SearchLog(note))
     assert seed_replay(make_agent("ppo", env), steps) == []
+
+
+# ---- plans as policies
+
+
+class Told:
+    """Proposes what is given to it and notes what it is told."""
+
+    def __init__(self, *plans: list[int]) -> None:
+        self.plans, self.told_of = list(plans), []  # type: tuple[list[list[int]], list[tuple[list[int], float, float]]]
+
+    def propose(self) -> list[int] | None:
+        """See ``Proposer``."""
+        return self.plans.pop(0) if self.plans else None
+
+    def told(self, choices: list[int], score: float, ratio: float) -> None:
+        """See ``Proposer``."""
+        self.told_of.append((choices, score, ratio))
+
+
+@pytest.mark.parametrize("space", ["discrete", "multi_discrete", "continuous"])
+def test_plans_are_played_until_there_are_no_more(tiny: TinyTask, space: str) -> None:
+    """What is told is what was executed: the budget makes something else of 8 bits everywhere."""
+    env, log = HSQEnv(tiny, action_space=space, target_ratio=5.0, finetune_steps=0), SearchLog(note)
+    proposer = Told(ACTIONS, [8] * 7)
+    agent = PlanAgent(proposer, env)
+    play_policy(agent, KeepBest(env), "told", log)
+    assert agent.finished and [e.source for e in log.episodes] == ["told"] * 2
+    for episode, (choices, score, ratio) in zip(log.episodes, proposer.told_of, strict=True):
+        assert episode.plan.choices == tuple(env.choices[i] for i in choices)
+        assert (score, ratio) == (-episode.divergence, episode.ratio)
+    assert proposer.told_of[0][0] == ACTIONS and proposer.told_of[1][0] != [8] * 7
+
+
+def test_a_plan_is_followed_by_its_state(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=5.0, finetune_steps=0)
+    agent, state = PlanAgent(Told(ACTIONS, ACTIONS[::-1]), env), None
+    assert agent.start_episode()
+    for action in ACTIONS:
+        found, state = agent.predict(None, state, np.array([False]))
+        assert found == action
+    assert agent.predict(None, state, np.array([True]))[0] == ACTIONS[0]  # a new episode, though the state is old
+    assert agent.start_episode() and agent.predict(None)[0] == ACTIONS[-1]
+    assert not agent.start_episode() and agent.finished
+
+
+@pytest.mark.parametrize(
+    ("episodes", "deadline", "expected"), [(2, None, 2), (0, None, 0), (None, 0.0, 0), (9, None, 3)]
+)
+def test_playing_stops_at_its_limits(
+    tiny: TinyTask, episodes: int | None, deadline: float | None, expected: int
+) -> None:
+    env, log = HSQEnv(tiny, target_ratio=5.0, finetune_steps=0), SearchLog(note)
+    play_policy(PlanAgent(Told(*[ACTIONS] * 3), env), KeepBest(env), "told", log, episodes, deadline)
+    assert len(log.episodes) == expected
+
+
+def test_a_rollout_for_one_of_several_targets(tiny: TinyTask) -> None:
+    env, log = HSQEnv(tiny, target_ratio=(5.0, 9.0), finetune_steps=0), SearchLog(note)
+    for target in (9.0, 5.0, 9.0):
+        rollout(KeepBest(env), ACTIONS, "ilp", log, target)
+    assert [e.target_ratio for e in log.episodes] == [9.0, 5.0, 9.0]
+    assert log.episodes[0].plan == log.episodes[2].plan != log.episodes[1].plan
 
 
 # ---- training
@@ -129,7 +215,7 @@ def test_training_stops_at_its_limits(
 ) -> None:
     env, log = HSQEnv(tiny, target_ratio=5.0, finetune_steps=0), SearchLog(note)
     agent = make_agent("dqn", env)
-    log.note(episode(8, 1.0, 1.0, "integer_program"), {})
+    log.note(episode(8, 1.0, 1.0, "ilp"), {})
     train_agent(agent, 7, "dqn", log, episodes, seconds, [])
     assert [e.source for e in log.episodes[1:]] == ["dqn"] * expected
     assert agent.num_timesteps == 7 * expected

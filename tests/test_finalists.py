@@ -30,7 +30,7 @@ def env(tiny: TinyTask) -> HSQEnv:
 
 
 def episode(plan: Plan, source: str = "dqn") -> Episode:
-    return Episode(source, plan, 1.0, 0.9, 6.0, 1.0)
+    return Episode(source, plan, 1.0, 0.9, 6.0, 1.0, divergence=0.25)
 
 
 def uniform(env: HSQEnv, choice: Choice) -> Plan:
@@ -63,7 +63,7 @@ def test_the_best_on_the_search_split_wins(tiny: TinyTask, env: HSQEnv) -> None:
     assert max(scores) == scores[1] > scores[2]
     assert winner.plan == student.plan() == plans[1]
     assert rows == [
-        {"source": f"plan {i}", "accuracy": 0.9, "finetuned_search_map": score} for i, score in enumerate(scores)
+        {"source": f"plan {i}", "divergence": 0.25, "finetuned_search_map": score} for i, score in enumerate(scores)
     ]
 
 
@@ -75,7 +75,8 @@ def test_among_equals_the_first_wins(env: HSQEnv) -> None:
 
 def test_figures_are_those_of_the_files(tiny: TinyTask, env: HSQEnv, tmp_path: Path) -> None:
     student = finetuned_student(env, random_plan(env.layers, 2), 4, "")
-    methods = measure(env, RunFolder(tmp_path), student, len(tiny.teacher_file()), 4, nothing)
+    found = {"hsq": (None, episode(student.plan(), "sac"), student)}
+    methods = measure(env, RunFolder(tmp_path), found, len(tiny.teacher_file()), 4, nothing)
     assert list(methods) == ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
     maps = []
     for name, row in methods.items():
@@ -87,10 +88,29 @@ def test_figures_are_those_of_the_files(tiny: TinyTask, env: HSQEnv, tmp_path: P
             "map": maps[-1],
             "bytes": path.stat().st_size,
             "ratio": len(tiny.teacher_file()) / path.stat().st_size,
+            **({"source": "sac"} if name == "hsq" else {}),
         }
         if name != "hsq":
             assert plan == uniform(env, Choice(int(name[7]), 0.0))
     assert load_hsq(tmp_path / "model.hsq", TinyNet()).plan() == random_plan(env.layers, 2)
+
+
+def test_every_target_has_files_and_figures_of_its_own(tiny: TinyTask, env: HSQEnv, tmp_path: Path) -> None:
+    plans = {6.0: uniform(env, Choice(4)), 10.0: uniform(env, Choice(2))}
+    found = {f"hsq-{t:g}": (t, episode(p, f"for {t:g}"), finetuned_student(env, p, 0, "")) for t, p in plans.items()}
+    methods = measure(env, RunFolder(tmp_path, several=True), found, 1000, 0, nothing)
+    assert list(methods)[4:] == ["hsq-6", "hsq-10"]
+    for name, plan in zip(("6", "10"), plans.values(), strict=True):
+        path = tmp_path / f"model-{name}.hsq"
+        model = TinyNet().requires_grad_(False)
+        assert load_hsq(path, model).plan() == Plan.read(tmp_path / f"plan-{name}.json") == plan
+        assert methods[f"hsq-{name}"] == {
+            "map": evaluate(tiny, tiny.stages(model), "test"),
+            "bytes": path.stat().st_size,
+            "ratio": 1000 / path.stat().st_size,
+            "source": f"for {name}",
+        }
+    assert not (tmp_path / "model.hsq").exists() and not (tmp_path / "plan.json").exists()
 
 
 def test_both_sides_get_the_same_fine_tuning(tiny: TinyTask, tmp_path: Path) -> None:
@@ -109,9 +129,9 @@ def test_both_sides_get_the_same_fine_tuning(tiny: TinyTask, tmp_path: Path) -> 
 
     env = HSQEnv(tiny)
     env.task = Counting()
-    _, student, _ = choose(env, [episode(uniform(env, Choice(4)))], 3, nothing)
+    winner, student, _ = choose(env, [episode(uniform(env, Choice(4)))], 3, nothing)
     assert counted == [0, 1, 2]
-    measure(env, RunFolder(tmp_path), student, 1, 3, nothing)
+    measure(env, RunFolder(tmp_path), {"hsq": (None, winner, student)}, 1, 3, nothing)
     assert counted == [0, 1, 2] * 3
     fine = [TinyNet(), TinyNet()]
     load_hsq(tmp_path / "model.hsq", fine[0])

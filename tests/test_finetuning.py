@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hsq_env.choices import Choice, Plan
 from hsq_env.distillation import AKD
-from hsq_env.finetuning import WARMUP, LearningRates, akd_loss, finetune_all, finetune_block
+from hsq_env.finetuning import WARMUP, LearningRates, akd_loss, akd_loss_and_divergence, finetune_all, finetune_block
 from hsq_env.states import run
 from hsq_env.student import LayerInfo, Student
 
@@ -45,9 +45,9 @@ def tune_block(student: Student, scope: str, index: int, steps: int = 2, stop_at
     """The whole forward pass, the modules of a scope."""
     task = student.task
 
-    def loss(batch: Any) -> Tensor:
+    def loss(batch: Any) -> tuple[Tensor, Tensor]:
         teacher = task.distilled(run(task.stages(task.teacher), {"images": batch.images}))
-        return akd_loss(task, AKD(), 0.3, run(student.stages, {"images": batch.images}), batch, teacher)
+        return akd_loss_and_divergence(task, AKD(), 0.3, run(student.stages, {"images": batch.images}), batch, teacher)
 
     losses = [partial(loss, batch) for batch in task.finetuning()[:steps]]
     return bool(finetune_block(student, student.modules_of(scope, index), losses, RATES, stop_at_block))
@@ -196,7 +196,7 @@ def test_a_block_makes_up_for_its_layer(tiny: TinyTask, infos: tuple[LayerInfo, 
     student = Student(tiny, infos)
     student.compress(3, Choice(2, 0.75))
     before = whole_loss(student)
-    for _ in range(5):
+    for _ in range(25):  # steps are short where little is to be repaired
         assert tune_block(student, "block", 3, steps=4)
     assert whole_loss(student) < 0.8 * before
 
@@ -294,15 +294,21 @@ def test_the_rate_rises_briefly_and_falls_to_zero(
     assert warmup == 2 and seen == pytest.approx(rising + falling)
 
 
-def test_the_first_step_moves_every_parameter_by_its_rate(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
-    """Adam's first step is the rate times the gradient's sign."""
+@pytest.mark.parametrize("choice", [Choice(2), Choice(4)], ids=str)
+def test_the_first_step_is_paced_by_the_damage(tiny: TinyTask, infos: tuple[LayerInfo, ...], choice: Choice) -> None:
+    """Adam's first step is the rate times the gradient's sign, here times the root of the divergence."""
     student = Student(tiny, infos)
-    student.compress(1, Choice(2))
+    student.compress(1, choice)
     before = parameters(student)
+    batch = tiny.finetuning()[0]
+    with torch.no_grad():
+        teacher = tiny.distilled(run(tiny.stages(tiny.teacher), {"images": batch.images}))
+        pace = AKD().loss(tiny.distilled(student.outputs(batch)), teacher).sqrt().item()
+    assert 0.0 < pace < 1.0
     assert tune_block(student, "layer", 1, steps=1)
     after = parameters(student)
     bias = (after["block1.conv1.bias"] - before["block1.conv1.bias"]).abs()
     scale = (after["block1.conv1.scale_factor"] - 1).abs()
     for found, rate in ((bias, RATES.biases), (scale, RATES.scales)):
-        assert found.median().item() == pytest.approx(rate, rel=0.02)
-        assert found.max().item() <= 1.001 * rate
+        assert found.median().item() == pytest.approx(pace * rate, rel=0.05)
+        assert found.max().item() <= 1.05 * pace * rate

@@ -1,6 +1,5 @@
 """The best finished plan is on disk as soon as it is finished."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -21,30 +20,34 @@ class Kept:
     def __init__(self, env: HSQEnv) -> None:
         self.env, self.plan, self.content = KeepBest(env), None, b""  # type: tuple[KeepBest, Plan | None, bytes]
         self.scores: list[float | None] = []
+        self.divergence = 0.0
 
-    def play(self, actions: list[int]) -> tuple[float, float]:
+    def play(self, actions: list[int], target: float | None = None) -> tuple[float, float]:
         """Accuracy and return of an episode."""
-        self.env.reset()
+        self.env.reset(options=None if target is None else {"target_ratio": target})
         steps = [self.env.step(action) for action in actions]
         assert not any({"model", "score"} & step[4].keys() for step in steps[:-1])
         info = steps[-1][4]
         self.scores.append(info.get("score"))
+        self.divergence = info["divergence"]
         if "model" in info:
             self.plan, self.content = info["plan"], info["model"]
         return info["accuracy"], sum(float(step[1]) for step in steps)
 
 
 def test_only_better_plans_replace_the_kept_one(tiny: TinyTask) -> None:
-    inner = HSQEnv(tiny, finetune_steps=0, target_ratio=3.0, beta=0.0)  # by accuracy, whatever the return
+    inner = HSQEnv(tiny, finetune_steps=0, target_ratio=3.0, beta=0.0)  # by divergence, whatever the return
     kept = Kept(inner)
-    bad, _ = kept.play(BAD)
+    kept.play(BAD)
+    bad = kept.divergence
     assert kept.plan == inner.plan()
-    good, _ = kept.play(GOOD)
+    kept.play(GOOD)
+    good = kept.divergence
     best, content = inner.plan(), student_bytes(inner.student)
-    assert good > bad and kept.plan == best
+    assert good < bad and kept.plan == best
     kept.play(BAD)
     assert kept.plan == best and kept.content == content
-    assert kept.env.best == good and kept.scores == [bad, good, bad]
+    assert kept.env.best == {3.0: -good} and kept.scores == [-bad, -good, -bad]
 
 
 def test_without_a_budget_the_return_decides(tiny: TinyTask) -> None:
@@ -53,7 +56,7 @@ def test_without_a_budget_the_return_decides(tiny: TinyTask) -> None:
     _, low = kept.play(GOOD)
     _, high = kept.play(BAD)
     assert high > low and kept.plan == inner.plan()
-    assert kept.env.best == pytest.approx(high)
+    assert kept.env.best == {None: pytest.approx(high)}
     smallest = inner.plan()
     kept.play(MIDDLING)
     assert kept.plan == smallest
@@ -65,7 +68,7 @@ def test_an_episode_that_was_given_up_does_not_count(tiny: TinyTask) -> None:
     for action in GOOD[:5]:
         assert "model" not in kept.env.step(action)[4]
     _, total = kept.play(MIDDLING)
-    assert kept.env.best == pytest.approx(total)
+    assert kept.env.best == {None: pytest.approx(total)}
 
 
 def test_the_kept_file_is_the_student_that_was_measured(tiny: TinyTask, tmp_path: Path) -> None:
@@ -78,10 +81,22 @@ def test_the_kept_file_is_the_student_that_was_measured(tiny: TinyTask, tmp_path
     assert evaluate(tiny, tiny.stages(model), "search") / inner.compressor.teacher_metric == accuracy
 
 
+def test_every_target_has_a_best_of_its_own(tiny: TinyTask) -> None:
+    kept = Kept(HSQEnv(tiny, finetune_steps=0, target_ratio=(3.0, 6.0)))
+    kept.play(GOOD, 3.0)
+    good = kept.divergence
+    kept.play(MIDDLING, 6.0)
+    middling, plan = kept.divergence, kept.plan
+    assert plan is not None and plan.choices[0].bits == 4  # kept although a better one is known for 3x
+    assert kept.env.best == {3.0: -good, 6.0: -middling} and good < middling
+    kept.play(BAD, 6.0)
+    assert kept.plan == plan
+
+
 def test_a_diverged_plan_is_not_kept(tiny: TinyTask) -> None:
     kept = Kept(HSQEnv(NotANumber(tiny, "logits"), finetune_steps=0, sensitivities=NO_SENSITIVITIES))
     accuracy, _ = kept.play(GOOD)
-    assert accuracy == 0.0 and kept.env.best == -math.inf
+    assert accuracy == 0.0 and kept.env.best == {}
     assert kept.plan is None and kept.scores == [None]
 
 

@@ -16,7 +16,15 @@ from hsq_env.student import LayerInfo
 
 NAMES = observation_names(choice_grid())
 PROGRESS = Progress(
-    accuracy=0.9, size_so_far=0.2, weights_left=0.7, budget_slack=0.4, last=Choice(4, 0.25), alpha=0.3, beta=0.8
+    accuracy=0.9,
+    divergence=1.5,
+    size_so_far=0.2,
+    weights_left=0.7,
+    budget_slack=0.4,
+    target=0.1,
+    last=Choice(4, 0.25),
+    alpha=0.3,
+    beta=0.8,
 )
 
 
@@ -31,15 +39,15 @@ def static(tiny: TinyTask, infos: tuple[LayerInfo, ...], sensitivity: float = 1e
 
 
 def test_names_stand_where_the_docstring_says() -> None:
-    assert len(NAMES) == len(set(NAMES)) == 50
+    assert len(NAMES) == len(set(NAMES)) == 52
     assert NAMES[:4] == ("index", "weights", "weights_share", "macs_share")
     assert NAMES[4:11] == ("out_channels", "in_channels", "kernel", "stride", "depthwise", "calls", "linear")
     assert NAMES[11:15] == ("weight_std", "weight_peak", "weight_small", "weight_channel_spread")
     assert NAMES[15:18] == ("input_std", "input_peak", "input_zeros")
     assert (NAMES[18], NAMES[29]) == ("sensitivity_2bit_0", "sensitivity_8bit_0.75")
-    assert NAMES[30:34] == ("accuracy", "size_so_far", "weights_left", "budget_slack")
-    assert NAMES[34:38] == ("last_bits", "last_sparsity", "alpha", "beta")
-    assert (NAMES[38], NAMES[49]) == ("allowed_2bit_0", "allowed_8bit_0.75")
+    assert NAMES[30:36] == ("accuracy", "divergence", "size_so_far", "weights_left", "budget_slack", "target")
+    assert NAMES[36:40] == ("last_bits", "last_sparsity", "alpha", "beta")
+    assert (NAMES[40], NAMES[51]) == ("allowed_2bit_0", "allowed_8bit_0.75")
 
 
 def test_the_docstrings_table_covers_every_index() -> None:
@@ -102,13 +110,15 @@ def test_moving_part_by_hand(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> No
     found = observation(rows, 4, PROGRESS, allowed)
     assert found.dtype == np.float32
     assert np.array_equal(found[:30], rows[4])
-    np.testing.assert_allclose(found[30:38], [0.45, 0.2, 0.7, 0.4, 0.5, 0.25, 0.3, 0.8], rtol=1e-6)
-    assert np.array_equal(found[38:], allowed.astype(np.float32))
+    np.testing.assert_allclose(
+        found[30:40], [0.45, np.log(2.5) / 5, 0.2, 0.7, 0.4, 0.1, 0.5, 0.25, 0.3, 0.8], rtol=1e-6
+    )
+    assert np.array_equal(found[40:], allowed.astype(np.float32))
 
 
 def test_before_the_first_choice(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
     found = observation(static(tiny, infos), 0, replace(PROGRESS, last=None), np.ones(12, dtype=bool))
-    assert found[34:36].tolist() == [1.0, 0.0]
+    assert found[36:38].tolist() == [1.0, 0.0]
 
 
 def test_an_accuracy_above_two_is_cut_off(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
@@ -124,7 +134,7 @@ def test_the_environments_observations(env: HSQEnv, seed: int) -> None:
     assert len(env.observation_names) == len(first)
     for layer, (found, told) in enumerate(seen):
         assert env.observation_space.contains(found)
-        assert np.array_equal(found[38:], told["action_mask"].astype(np.float32))
+        assert np.array_equal(found[40:], told["action_mask"].astype(np.float32))
         assert np.array_equal(found[:30], env._static[min(layer, 6)])
 
 
@@ -134,6 +144,8 @@ def test_progress_in_the_environment(env: HSQEnv) -> None:
     seen = dict(zip(env.observation_names, found.tolist(), strict=True))
     weights = [np.prod(i.shape) * 4 + i.shape[0] * 4 * i.has_bias for i in env.layers]
     assert seen["accuracy"] == np.float32(info["accuracy"] / 2)
+    assert seen["divergence"] == pytest.approx(np.log1p(info["divergence"]) / 5)
+    assert seen["target"] == pytest.approx(1 / 6)
     assert seen["size_so_far"] == pytest.approx(env.sizes[0, 11] / weights[0])
     assert seen["weights_left"] == pytest.approx(1 - weights[0] / sum(weights))
     assert seen["budget_slack"] == pytest.approx(env.budget.slack(1, int(env.sizes[0, 11])))

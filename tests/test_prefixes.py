@@ -21,7 +21,7 @@ def walk(table: PrefixTable, *decisions: Decision) -> Node:
     """Add what is not there yet."""
     node = table.root
     for depth, decision in enumerate(decisions):
-        node = table.find(node, decision) or table.add(node, decision, Outcome(float(depth), True))
+        node = table.find(node, decision) or table.add(node, decision, Outcome(float(depth), True, 0.25))
     return node
 
 
@@ -39,9 +39,9 @@ def test_what_was_measured_is_found_again() -> None:
     table = PrefixTable(10**6)
     assert table.find(table.root, ONE) is None
     node = walk(table, ONE, TWO)
-    assert node.outcome == Outcome(1.0, True) and node.depth == 2 and node.decisions() == [ONE, TWO]
+    assert node.outcome == Outcome(1.0, True, 0.25) and node.depth == 2 and node.decisions() == [ONE, TWO]
     again = table.find(table.root, ONE)
-    assert again is node.parent and again.outcome == Outcome(0.0, True)
+    assert again is node.parent and again.outcome == Outcome(0.0, True, 0.25)
     assert table.find(again, TWO) is node and table.find(again, ONE) is None
     assert table.find(table.root, Decision(ONE.choice, 0.4)) is None  # another alpha is another prefix
 
@@ -50,8 +50,8 @@ def test_a_place_without_an_outcome_is_not_known() -> None:
     table = PrefixTable(10**6)
     node = table.add(table.root, ONE, None)
     assert table.find(table.root, ONE) is None
-    assert table.add(table.root, ONE, Outcome(0.5, False)) is node
-    assert table.add(table.root, ONE, None).outcome == Outcome(0.5, False)  # what is known is not forgotten
+    assert table.add(table.root, ONE, Outcome(0.5, False, 0.25)) is node
+    assert table.add(table.root, ONE, None).outcome == Outcome(0.5, False, 0.25)  # what is known is not forgotten
     assert table.find(table.root, ONE) is node
 
 
@@ -118,7 +118,7 @@ def test_any_use_keeps_to_the_limit_and_agrees_with_a_plain_list(limit: int) -> 
             found = table.find(node, decision)
             whole = all(path[:depth] in prefixes for depth in range(1, len(path) + 1))
             assert (found is not None) == whole
-            node = found or table.add(node, decision, Outcome(0.0, True))
+            node = found or table.add(node, decision, Outcome(0.0, True, 0.25))
             for depth in range(len(path), 0, -1):
                 if path[:depth] in prefixes or depth == len(path):
                     prefixes[:] = [p for p in prefixes if p != path[:depth]] + [path[:depth]]

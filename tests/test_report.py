@@ -46,7 +46,28 @@ def test_the_table_of_a_search(capsys: Captured) -> None:
     assert ["teacher, FP32", "0.7000", "", "8,000,000", "1.00x"] in rows
     assert ["uniform 8 bit", "0.6900", "1.00", "2,000,000", "4.00x"] in rows
     assert ["HSQ", "0.7010", "-0.10", "1,000,000", "8.00x"] in rows
-    assert "The plan is from dqn; 5 episodes, 61 s. Written to runs/one." in text
+    assert "Plans from dqn; 5 episodes, 61 s. Written to runs/one." in text
+
+
+def test_the_table_of_several_targets(capsys: Captured) -> None:
+    row = {"map": 0.7, "bytes": 1_000_000, "ratio": 8.0}
+    sources = {"hsq-6": "ilp", "hsq-7.5": "dqn", "hsq-8": "ilp"}
+    result = {
+        "dataset": "shapes",
+        "split": "test",
+        "episodes": 5,
+        "seconds": 61.4,
+        "teacher": {"map": 0.7, "bytes": 8_000_000},
+        "methods": {name: {**row, "source": source} for name, source in sources.items()},
+    }
+    print_table(result, Path("runs/one"))
+    text = capsys.readouterr().out
+    assert [line[0] for line in cells(text) if line and line[0].startswith("HSQ")] == [
+        "HSQ, 6x",
+        "HSQ, 7.5x",
+        "HSQ, 8x",
+    ]
+    assert "Plans from ilp and dqn;" in text
 
 
 def test_an_evaluation(capsys: Captured) -> None:

@@ -26,7 +26,7 @@ def play(env: ReturnToBest, actions: list[Any]) -> list[Any]:
 def test_the_best_plan_is_followed_up_to_a_random_layer(tiny: TinyTask, space: str) -> None:
     inner = HSQEnv(tiny, action_space=space, finetune_steps=0)
     env = ReturnToBest(KeepBest(inner), seed=3)
-    env.know(BEST, 100.0)
+    env.know(BEST, 100.0, None)
     left = []
     for _ in range(40):
         executed, info = play(env, [inner.actions.encode(action) for action in OTHER])
@@ -38,7 +38,7 @@ def test_the_best_plan_is_followed_up_to_a_random_layer(tiny: TinyTask, space: s
     assert set(left) == set(range(7))
     assert Counter(left)[6] > Counter(left)[0]  # late layers are cheap to leave at
     again = ReturnToBest(KeepBest(inner), seed=3)
-    again.know(BEST, 100.0)
+    again.know(BEST, 100.0, None)
     assert [again.reset() and again._until for _ in range(40)] == left
 
 
@@ -50,20 +50,46 @@ def test_without_a_plan_the_agent_has_it_all(tiny: TinyTask) -> None:
 def test_a_better_plan_takes_over(tiny: TinyTask) -> None:
     env = ReturnToBest(KeepBest(HSQEnv(tiny, finetune_steps=0, target_ratio=3.0)))
     _, info = play(env, BEST)
-    assert env.best == BEST and env.score == info["score"] == info["accuracy"]
-    env.know(OTHER, info["score"])  # no better
-    assert env.best == BEST
-    env.know(OTHER, info["score"] + 1)
-    assert env.best == OTHER
+    score = -info["divergence"]
+    assert env.best == {3.0: (score, BEST)} and info["score"] == score
+    env.know(OTHER, score, 3.0)  # no better
+    assert env.best == {3.0: (score, BEST)}
+    env.know(OTHER, score + 1, 3.0)
+    assert env.best == {3.0: (score + 1, OTHER)}
     env._until = 0
     play(env, BEST)
-    assert env.best == OTHER  # what was told counts for as much as what was seen
+    assert env.best == {3.0: (score + 1, OTHER)}  # what was told counts for as much as what was seen
+
+
+def test_every_target_has_a_plan_to_follow(tiny: TinyTask) -> None:
+    inner = HSQEnv(tiny, finetune_steps=0, target_ratio=(3.0, 6.0))
+    env = ReturnToBest(KeepBest(inner))
+    plans = {3.0: BEST, 6.0: OTHER}
+    for target, plan in plans.items():
+        env.know(plan, 100.0, target)
+    for target, plan in plans.items():
+        for _ in range(5):
+            _, info = env.reset(options={"target_ratio": target})
+            assert info["target_ratio"] == target
+            until = env._until
+            executed = [int(env.step(0)[4]["executed_action"]) for _ in range(7)]
+            assert executed[:until] == plan[:until] and executed[until:] == [0] * (7 - until)
+
+
+def test_following_is_free_whatever_alpha_the_plan_was_measured_with(tiny: TinyTask) -> None:
+    inner = HSQEnv(tiny, alpha_control="agent", finetune_steps=1, sensitivities=np.zeros((7, 12)))
+    env = ReturnToBest(KeepBest(inner))
+    play(env, [inner.actions.encode(choice, 0.9) for choice in BEST])
+    env.reset()
+    env._until = 6
+    assert [int(env.step(0)[4]["executed_action"]) for _ in range(6)] == [4 * choice + 3 for choice in BEST[:6]]
+    assert inner.evaluations == 7
 
 
 def test_a_replay_holds_what_was_executed(tiny: TinyTask) -> None:
     inner = HSQEnv(tiny, finetune_steps=0)
     env = ReturnToBest(KeepBest(inner), seed=1)
-    env.know(BEST, 100.0)
+    env.know(BEST, 100.0, None)
     agent: Any = make_agent("dqn", env, seed=0, exploration_initial_eps=1.0, exploration_final_eps=1.0)
     executed: list[int] = []
     step = inner.step

@@ -1,4 +1,4 @@
-"""The four rewards by hand."""
+"""The rewards by hand."""
 
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ OUTCOME = StepOutcome(
     model_share=2.0,
     last=False,
     student_share=0.25,
+    harm=0.3,
 )
 
 
@@ -31,6 +32,11 @@ def test_paper_literal() -> None:
 def test_size() -> None:
     """0.8 * 0.9 - 0.2 * 0.125 * 2"""
     assert reward_terms("size", OUTCOME, 0.8) == pytest.approx({"accuracy": 0.72, "size": -0.05})
+
+
+def test_divergence() -> None:
+    """-0.8 * 0.3, and the size as above"""
+    assert reward_terms("divergence", OUTCOME, 0.8) == pytest.approx({"divergence": -0.24, "size": -0.05})
 
 
 def test_terminal_is_zero_until_the_last_layer() -> None:
@@ -58,7 +64,8 @@ def test_costs_lie_in_the_unit_interval() -> None:
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_beta_one_leaves_accuracy_alone(name: str) -> None:
     terms = reward_terms(name, replace(OUTCOME, last=True), 1.0)
-    assert terms.pop("accuracy") == 0.9
+    expected = {"accuracy": 0.9} if name != "divergence" else {"divergence": -0.3}
+    assert {key: terms.pop(key) for key in expected} == expected
     assert set(terms.values()) == {0.0}
 
 

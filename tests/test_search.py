@@ -1,6 +1,7 @@
 """The whole pipeline on the tiny task."""
 
 import json
+from dataclasses import fields
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 from tiny_task import TinyNet, TinyTask
 
 import agents.explore
+import agents.find
 import agents.search
 from agents.algorithms import ALGORITHMS
 from agents.callbacks import EpisodeRecorder
 from agents.dqn import HYPERPARAMETERS
-from agents.search import search
+from agents.find import Explorer
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
@@ -22,11 +24,17 @@ from hsq_env.file import load_hsq, read_header
 from hsq_env.student import evaluate
 
 METHODS = ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
-SETTINGS: dict[str, Any] = {"episodes": 2, "finetune_steps": 8, "target_ratio": 7.0, "seed": 3}
+SETTINGS: dict[str, Any] = {"episodes": 2, "finetune_steps": 8, "target_ratio": 7.0, "seed": 3, "surrogate": False}
 
 
 def nothing(message: str) -> None:
     """Says nothing."""
+
+
+def search(task: TinyTask, out: Path, **settings: Any) -> dict[str, Any]:
+    """A search, with the explorer's settings among the others."""
+    own = {field.name: settings.pop(field.name) for field in fields(Explorer) if field.name in settings}
+    return agents.search.search(task, out, Explorer(**own), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,7 @@ def test_result_holds_what_was_promised(tiny: TinyTask, run: tuple[Path, dict[st
     assert list(result["methods"]) == METHODS
     assert all({"map", "bytes", "ratio"} <= set(row) for row in result["methods"].values())
     assert result["teacher"]["map"] == evaluate(tiny, tiny.stages(tiny.teacher), "test")
-    assert [row["source"] for row in result["history"]] == ["integer_program", "dqn", "dqn"]
+    assert [row["source"] for row in result["history"]] == ["ilp", "dqn", "dqn"]
     assert result["environment"]["versions"]["torch"]
 
 
@@ -89,7 +97,7 @@ def test_plan_is_that_of_the_file_and_of_an_episode(run: tuple[Path, dict[str, A
 
 def test_policy_loads_and_plays(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
     env = HSQEnv(tiny, target_ratio=7.0, finetune_steps=0)
-    policy = ALGORITHMS["dqn"][0].load(run[0] / "policy.zip", env=env)
+    policy = ALGORITHMS["dqn"].kind.load(run[0] / "policy.zip", env=env)
     observation, _ = env.reset()
     for _ in range(7):
         action, _ = policy.predict(observation, deterministic=True)
@@ -103,7 +111,16 @@ def test_logs_are_for_tensorboard(run: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_nothing_else_is_left(run: tuple[Path, dict[str, Any]]) -> None:
-    names = {"result.json", "plan.json", "model.hsq", "policy.zip", "teacher.safetensors", "baselines", "tensorboard"}
+    names = {
+        "result.json",
+        "plan.json",
+        "model.hsq",
+        "policy.zip",
+        "replay.npz",
+        "teacher.safetensors",
+        "baselines",
+        "tensorboard",
+    }
     assert {path.name for path in run[0].iterdir()} == names
 
 
@@ -122,7 +139,7 @@ def test_the_same_seed_gives_the_same_run(tiny: TinyTask, run: tuple[Path, dict[
 def test_other_agents(tiny: TinyTask, tmp_path: Path, algo: str) -> None:
     result = search(tiny, tmp_path / "run", algo=algo, **{**SETTINGS, "finetune_steps": 0}, say=nothing)
     assert (result["algo"], result["episodes"]) == (algo, 2)
-    assert {row["source"] for row in result["history"]} == {"integer_program", algo}
+    assert {row["source"] for row in result["history"]} == {"ilp", algo}
     assert result["methods"]["hsq"]["ratio"] >= 7.0
     for bits in (8, 4):  # without steps, both uniform rows are the same
         assert result["methods"][f"uniform{bits}"] == result["methods"][f"uniform{bits}_finetuned"]
@@ -140,7 +157,7 @@ def test_without_a_target_the_return_decides(tiny: TinyTask, tmp_path: Path) -> 
     settings = {**SETTINGS, "target_ratio": None, "finalists": 1, "beta": 0.0, "step_minibatches": 0}
     result = search(tiny, tmp_path / "run", **settings, say=nothing)
     best = max(result["history"], key=lambda row: row["total_reward"])
-    assert best["accuracy"] < max(row["accuracy"] for row in result["history"])  # the smallest, not the most accurate
+    assert best["divergence"] > min(row["divergence"] for row in result["history"])  # the smallest, not the best
     plan = Plan.read(tmp_path / "run" / "plan.json")
     assert [[c.bits, c.sparsity] for c in plan.choices] == best["choices"]
     assert result["target_ratio"] is None
@@ -149,8 +166,40 @@ def test_without_a_target_the_return_decides(tiny: TinyTask, tmp_path: Path) -> 
 def test_no_episodes_leave_the_baselines_plan(tiny: TinyTask, tmp_path: Path) -> None:
     result = search(tiny, tmp_path / "run", **{**SETTINGS, "episodes": 0}, say=nothing)
     assert result["episodes"] == 0
-    assert result["methods"]["hsq"]["source"] == "integer_program"
+    assert result["methods"]["hsq"]["source"] == "ilp"
     assert (tmp_path / "run" / "policy.zip").is_file()
+
+
+@pytest.mark.parametrize("algo", ["local", "tpe"])
+def test_baselines_go_the_same_way(tiny: TinyTask, tmp_path: Path, algo: str) -> None:
+    result = search(tiny, tmp_path / "run", **{**SETTINGS, "algo": algo, "episodes": 5}, say=nothing)
+    assert [row["source"] for row in result["history"]] == [algo] * 5 and result["episodes"] == 5
+    assert result["methods"]["hsq"]["source"] == algo and result["methods"]["hsq"]["ratio"] >= 7.0
+    assert not (tmp_path / "run" / "policy.zip").exists()
+
+
+def test_one_search_for_several_targets(tiny: TinyTask, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = {**SETTINGS, "target_ratio": (6.0, 10.0), "episodes": 4, "finetune_steps": 2}
+    result = search(tiny, out, **settings, say=nothing)
+    assert result["target_ratio"] == [6.0, 10.0]
+    assert list(result["methods"]) == [*METHODS[:-1], "hsq-6", "hsq-10"]
+    assert list(result["candidates"]) == ["6.0", "10.0"]
+    for target, name in ((6.0, "6"), (10.0, "10")):
+        row = result["methods"][f"hsq-{name}"]
+        assert row["ratio"] == result["teacher"]["bytes"] / (out / f"model-{name}.hsq").stat().st_size >= target
+        model = TinyNet().requires_grad_(False)
+        plan = load_hsq(out / f"model-{name}.hsq", model).plan()
+        assert plan == Plan.read(out / f"plan-{name}.json")
+        assert evaluate(tiny, tiny.stages(model), "test") == row["map"]
+        best = min((r for r in result["history"] if r["ratio"] >= target), key=lambda r: r["divergence"])
+        assert best["divergence"] == result["candidates"][str(target)][0]["divergence"]
+    assert not (out / "model.hsq").exists() and not (out / "plan.json").exists()
+
+
+def test_evaluations_that_finish_no_plan_are_told(tiny: TinyTask, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No plan was finished: give 'random' more evaluations, episodes or seconds"):
+        search(tiny, tmp_path / "run", **{**SETTINGS, "algo": "random", "evaluations": 3}, say=nothing)
 
 
 # ---- side by side
@@ -162,7 +211,7 @@ def test_two_workers_search_together(tiny: TinyTask, tmp_path: Path, algo: str, 
     settings = {**SETTINGS, "episodes": 3, "finetune_steps": 1, "algo": algo}
     result = search(tiny, tmp_path / "run", **settings, workers=2, say=nothing)
     assert result["workers"] == 2 and result["return_to_best"] is returns
-    assert [row["source"] for row in result["history"]] == ["integer_program", *[algo] * 4]
+    assert [row["source"] for row in result["history"]] == ["ilp", *[algo] * 4]
     assert result["steps"] == (1 + 4) * 7 and 0 <= result["visited_steps"] < result["steps"]
     for row in result["history"][1:]:  # every episode is what one environment gives for its choices
         env = HSQEnv(tiny, target_ratio=7.0)
@@ -189,8 +238,8 @@ def test_an_interruption_of_two_workers_leaves_the_best_plan(
     check_usable(tiny, out)
     assert active_children() == []
     history = json.loads((out / "interrupted.json").read_text())["history"]
-    assert [row["source"] for row in history] == ["integer_program", "dqn", "dqn"]
-    best = max(history, key=lambda row: row["accuracy"])
+    assert [row["source"] for row in history] == ["ilp", "dqn", "dqn"]
+    best = min(history, key=lambda row: row["divergence"])
     assert best["choices"] == [[c.bits, c.sparsity] for c in Plan.read(out / "plan.json").choices]
 
 
@@ -240,10 +289,10 @@ def test_an_interrupted_agent_leaves_the_best_plan(
     assert str(out) in str(error.value) and "best plan so far" in str(error.value)
     check_usable(tiny, out)
     record = json.loads((out / "interrupted.json").read_text())
-    assert [row["source"] for row in record["history"]] == ["integer_program", "dqn"]
-    best = max(record["history"], key=lambda row: row["accuracy"])
+    assert [row["source"] for row in record["history"]] == ["ilp", "dqn"]
+    best = min(record["history"], key=lambda row: row["divergence"])
     assert best["choices"] == [[c.bits, c.sparsity] for c in Plan.read(out / "plan.json").choices]
-    ALGORITHMS["dqn"][0].load(out / "policy.zip")
+    ALGORITHMS["dqn"].kind.load(out / "policy.zip")
 
 
 @pytest.mark.usefixtures("exploring")
@@ -300,7 +349,7 @@ def test_an_interruption_before_any_plan_says_so(
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(agents.search, "rollout", stop)
+    monkeypatch.setattr(agents.find, "rollout", stop)
     with pytest.raises(KeyboardInterrupt, match="holds no plan"):
         search(tiny, tmp_path / "run", **SETTINGS, say=nothing)
     assert not (tmp_path / "run" / "plan.json").exists()
@@ -321,6 +370,10 @@ def test_a_used_folder_is_refused_before_any_work(tiny: TinyTask, run: tuple[Pat
     [
         {"target_ratio": 100.0},
         {"algo": "rainbow"},
+        {"algo": "nowhere:make"},
+        {"warm_start": ("cold",)},
+        {"evaluations": 0},
+        {"target_ratio": ()},
         {"reward": "best"},
         {"alpha": 2.0},
         {"finalists": 0},

@@ -12,10 +12,16 @@ from tiny_task import TinyNet, TinyTask
 
 from hsq_env import sensitivity as module
 from hsq_env.choices import Choice, choice_grid
-from hsq_env.distillation import AKD
+from hsq_env.distillation import AKD, JUDGING_WEIGHTS
+from hsq_env.env import HSQEnv
 from hsq_env.layers import make_compressible
 from hsq_env.quantizers import activation_range
-from hsq_env.sensitivity import measure_sensitivity, sensitivity
+from hsq_env.sensitivity import (
+    measure_repaired_sensitivity,
+    measure_sensitivity,
+    repaired_sensitivity,
+    sensitivity,
+)
 from hsq_env.student import LayerInfo, trace_layers
 
 CHOICES = choice_grid()
@@ -40,7 +46,7 @@ def test_an_entry_is_the_loss_with_that_layer_alone(
     changed: torch.nn.Module = model.get_submodule(infos[layer].name)
     changed.compress(CHOICES[column], ranges, "unstructured")  # type: ignore[operator]
     (batch,) = tiny.calibration()
-    expected = AKD().loss(
+    expected = AKD(weights=JUDGING_WEIGHTS).loss(
         tiny.distilled(outputs(tiny, model, batch.images)), tiny.distilled(outputs(tiny, tiny.teacher, batch.images))
     )
     assert table[layer, column] == pytest.approx(expected.item(), rel=1e-6)
@@ -57,7 +63,7 @@ def test_batches_are_averaged() -> None:
         student.compress(2, SOME[0])
         got = outputs(task, student.model, batch.images)  # type: ignore[attr-defined]
         expected = outputs(task, task.teacher, batch.images)  # type: ignore[attr-defined]
-        return AKD().loss(task.distilled(got), task.distilled(expected)).item()
+        return AKD(weights=JUDGING_WEIGHTS).loss(task.distilled(got), task.distilled(expected)).item()
 
     assert table[2, 0] == pytest.approx((alone(first) + alone(second)) / 2, rel=1e-6)
 
@@ -143,3 +149,72 @@ def test_whatever_changes_the_table_changes_its_name(
     other.teacher = TinyNet().eval().requires_grad_(False)
     sensitivity(other, infos, SOME)
     assert files() == 5
+
+
+# ---- after a repair
+
+
+@pytest.mark.parametrize("scope", ["layer", "block", "all"])
+def test_a_repaired_entry_is_the_loss_after_the_first_step_of_an_episode(tiny: TinyTask, scope: str) -> None:
+    """The first layer's row can be had from the environment: all other layers are as the teacher has them."""
+    env = HSQEnv(tiny, finetune_scope=scope, alpha=0.6, sensitivities=np.zeros((7, 12)))
+    table = measure_repaired_sensitivity(env.compressor, env.choices, 0.6)
+    (batch,) = tiny.calibration()
+    expected = tiny.distilled(outputs(tiny, tiny.teacher, batch.images))
+    for column in (0, 3, 5, 11):
+        env.reset()
+        env.step(column)
+        with torch.no_grad():
+            got = tiny.distilled(env.student.outputs(batch))
+        assert table[0, column] == pytest.approx(AKD(weights=JUDGING_WEIGHTS).loss(got, expected).item(), rel=1e-5)
+
+
+def test_a_repaired_entry_of_a_later_layer(tiny: TinyTask) -> None:
+    """Other layers do not matter, nor what was measured before."""
+    env = HSQEnv(tiny, sensitivities=np.zeros((7, 12)))
+    env.reset()
+    env.step(3)
+    before = student_bytes_of(env)
+    table = measure_repaired_sensitivity(env.compressor, env.choices, 0.3)
+    assert student_bytes_of(env) == before
+    own = env.compressor.fork()
+    (batch,) = tiny.calibration()
+    with torch.no_grad(), own.alone(4, env.choices[7], 0.3) as (student, _):
+        got = tiny.distilled(student.outputs(batch))
+        expected = tiny.distilled(outputs(tiny, tiny.teacher, batch.images))
+        assert table[4, 7] == AKD(weights=JUDGING_WEIGHTS).loss(got, expected).item()
+    again = measure_repaired_sensitivity(env.compressor, env.choices, 0.3)
+    assert (table == again).all()
+
+
+def test_repair_helps(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    """Where there is damage to repair."""
+    env = HSQEnv(tiny, finetune_steps=4, sensitivities=np.zeros((7, 12)))
+    raw = measure_sensitivity(tiny, infos, CHOICES)
+    repaired = measure_repaired_sensitivity(env.compressor, env.choices, 0.0)
+    damaged = raw > np.median(raw)
+    assert repaired[damaged].sum() < raw[damaged].sum()
+
+
+def test_without_repair_both_tables_agree(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    env = HSQEnv(tiny, finetune_steps=0, sensitivities=np.zeros((7, 12)))
+    repaired = measure_repaired_sensitivity(env.compressor, env.choices, 0.3)
+    assert repaired == pytest.approx(measure_sensitivity(tiny, infos, CHOICES), rel=1e-6, abs=1e-9)
+
+
+def test_repaired_tables_are_kept_by_their_settings(
+    tiny: TinyTask, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = HSQEnv(tiny, sensitivities=np.zeros((7, 12))).compressor
+    first = repaired_sensitivity(one, CHOICES, 0.3)
+    other = HSQEnv(tiny, finetune_steps=3, sensitivities=np.zeros((7, 12))).compressor
+    for different in (repaired_sensitivity(other, CHOICES, 0.3), repaired_sensitivity(one, CHOICES, 0.5)):
+        assert (different != first).any()
+    assert len(list(folder.iterdir())) == 3
+    monkeypatch.setattr(module, "measure_repaired_sensitivity", None)
+    assert (repaired_sensitivity(one, CHOICES, 0.3) == first).all()
+
+
+def student_bytes_of(env: HSQEnv) -> list[float]:
+    """What the student's layers compute with."""
+    return [float(tensor.double().sum()) for tensor in env.student.model.state_dict().values()]

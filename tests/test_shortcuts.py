@@ -122,7 +122,7 @@ def test_a_known_episode_computes_nothing_until_the_student_is_wanted(
     env.reset()
     with monkeypatch.context() as patch:
         patch.setattr(type(env.compressor), "_compress", None)
-        patch.setattr(type(env.compressor), "_student_metric", None)
+        patch.setattr(type(env.compressor), "_student_on_search_split", None)
         steps = [look(env.step(action)) for action in first]
     assert steps == expected[1:-2]
     wanted = make(tiny, Shortcuts(prefixes=False))

@@ -23,7 +23,7 @@ def registered(tiny: TinyTask) -> Iterator[None]:
     gym.registry.pop(ID)
 
 
-@pytest.mark.parametrize("algo", ["dqn", "a2c", "sac"])
+@pytest.mark.parametrize("algo", ["dqn", "maskable_ppo", "sac"])
 def test_a_policy_is_trained_saved_loaded_and_evaluated(
     tiny: TinyTask, tmp_path: Path, algo: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,7 +31,7 @@ def test_a_policy_is_trained_saved_loaded_and_evaluated(
     mean = script.train(algo, ID, timesteps=14, target_ratio=6.0, seed=1, out=out)
     assert f"mean return over 1 episodes: {mean:.4f}" in capsys.readouterr().out
     env = gym.make(ID, action_space=action_space_of(algo), target_ratio=6.0)
-    policy = ALGORITHMS[algo][0].load(out, env=env)
+    policy = ALGORITHMS[algo].kind.load(out, env=env)
     observation, _ = env.reset()
     total, done = 0.0, False
     while not done:

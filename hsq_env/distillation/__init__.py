@@ -1,5 +1,5 @@
 """Distillation losses: AKD."""
 
-from hsq_env.distillation.akd import AKD
+from hsq_env.distillation.akd import AKD, JUDGING_WEIGHTS
 
-__all__ = ["AKD"]
+__all__ = ["AKD", "JUDGING_WEIGHTS"]

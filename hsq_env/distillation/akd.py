@@ -71,6 +71,11 @@ def teacher_confidence(distilled: Sequence[Distilled]) -> Tensor | None:
     return None
 
 
+# How a student is judged: errors of boxes and centerness tell what mAP is left after a long fine-tuning, those of
+# logits and features hardly do, since fine-tuning repairs them.
+JUDGING_WEIGHTS = {"logits": 0.1, "boxes": 10.0, "centerness": 10.0, "features": 0.1, "pixels": 1.0}
+
+
 @dataclass(frozen=True)
 class AKD:
     """The criterion.
@@ -83,7 +88,7 @@ class AKD:
     temperature: float = 2.0
     feature_temperature: float = 1.0
     weights: dict[str, float] = field(
-        default_factory=lambda: {"logits": 1.0, "boxes": 1.0, "centerness": 0.5, "features": 1.0, "pixels": 1.0}
+        default_factory=lambda: {"logits": 0.3, "boxes": 10.0, "centerness": 5.0, "features": 0.3, "pixels": 1.0}
     )
 
     def terms(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> dict[str, Tensor]:

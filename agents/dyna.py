@@ -1,0 +1,131 @@
+"""Dyna: between real episodes the agent practises in a learned model, and tries the plans that the model proposes.
+
+Sutton 1990, "Integrated architectures for learning, planning, and reacting". Imagined steps go into a replay of their
+own; real ones stay the only source of what is reported and the only thing that a budget of evaluations counts.
+"""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.baselines.planner import SurrogatePlanner
+from agents.explore import Transition, executed_choices
+from agents.surrogate import Guess, practice_env
+from hsq_env.env import HSQEnv
+
+
+class Dyna(BaseCallback):
+    """Keeps the model up to date, lets an off-policy agent practise in it and proposes plans to the environments.
+
+    :param planner: the model
+    :param first: practice episodes before the first real one
+    :param each: practice episodes after each real one
+    :param gradient_steps: per practice episode
+    :param proposals: share of real episodes that follow a plan of the model's from the first layer on; the agent
+        decides the others
+    """
+
+    def __init__(
+        self,
+        planner: SurrogatePlanner,
+        first: int = 100,
+        each: int = 8,
+        gradient_steps: int = 10,
+        proposals: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.planner, self.first, self.each, self.gradient_steps = planner, first, each, gradient_steps
+        self.proposals = proposals
+        self.practised = 0  # episodes
+        self._rng = np.random.default_rng(seed)
+        self._practice: HSQEnv | None = None
+        self._replay: Any = None
+        self._seen: list[list[float]] = []
+
+    def _on_training_start(self) -> None:
+        workers = self.training_env.num_envs
+        self._seen = [[] for _ in range(workers)]
+        model = self.model
+        if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
+            self._practice = practice_env(self.planner.env, self.planner.model)
+            self._replay = type(model.replay_buffer)(
+                model.buffer_size,
+                model.observation_space,
+                model.action_space,
+                device=model.device,
+                **model.replay_buffer_kwargs,
+            )
+            self._practise(self.first)
+        for worker in range(workers):
+            self._propose(worker)
+
+    def _on_step(self) -> bool:
+        for worker, info in enumerate(self.locals["infos"]):
+            if info.get("evaluations_spent"):
+                continue
+            self._seen[worker].append(np.nan if info["diverged"] else info["divergence"])
+            if "plan" not in info:
+                continue
+            choices = executed_choices(self.planner.env, info["plan"])
+            if np.isfinite(self._seen[worker]).all():
+                self.planner.learn(choices, self._seen[worker], info["target_ratio"], info["ratio"])
+            self._seen[worker] = []
+            self._practise(self.each)
+            self._propose(worker)
+        return True
+
+    def _propose(self, worker: int) -> None:
+        """Hand a worker a plan for the episode that it has just begun, or leave it to the agent."""
+        if self._rng.random() >= self.proposals:
+            return
+        target = self.training_env.get_attr("target_ratio", worker)[0]
+        plan = self.planner.propose(target)
+        if plan is not None:
+            self.training_env.env_method("follow", plan, indices=worker)
+
+    def _practise(self, episodes: int) -> None:
+        """Imagined episodes with the agent's exploration, and gradient steps on them."""
+        env, model = self._practice, self.model
+        if env is None or not isinstance(model, OffPolicyAlgorithm):
+            return
+        guess: Any = env.compressor
+        assert isinstance(guess, Guess)
+        for _ in range(episodes):
+            guess.believe(self.planner.model.weights(self._rng, 0.5))
+            observation, _ = env.reset()
+            ended = False
+            while not ended:
+                action, _ = model.predict(observation, deterministic=False)
+                following, reward, ended, _, info = env.step(action)
+                stored = np.asarray(info["executed_action"])
+                stored = stored if stored.ndim == 0 else model.policy.scale_action(stored)
+                row = (observation, following, stored, np.float64(reward), np.array(ended))
+                self._replay.add(*(np.asarray(value)[None] for value in row), [{}])
+                observation = following
+            self.practised += 1
+            self._learn()
+        self.logger.record("dyna/practised", self.practised)
+        self.logger.record("dyna/steps", self.planner.model.steps)
+
+    def _learn(self) -> None:
+        model: Any = self.model
+        real, model.replay_buffer = model.replay_buffer, self._replay
+        try:
+            model.train(gradient_steps=self.gradient_steps, batch_size=model.batch_size)
+        finally:
+            model.replay_buffer = real
+
+
+def learn_from_rollouts(planner: SurrogatePlanner, transitions: list[Transition]) -> None:
+    """Tell the model of whole episodes that were played before the agent's training."""
+    divergences: list[float] = []
+    for *_, info in transitions:
+        divergences.append(np.nan if info["diverged"] else info["divergence"])
+        if "plan" in info:
+            if np.isfinite(divergences).all():
+                choices = executed_choices(planner.env, info["plan"])
+                planner.learn(choices, divergences, info["target_ratio"], info["ratio"])
+            divergences = []

@@ -1,0 +1,237 @@
+"""Looking for plans with an agent of any kind: a baseline, one of Stable-Baselines3's, or one's own."""
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.algorithms import ALGORITHMS, action_space_of, make_agent, stores_executed
+from agents.baselines import BASELINES
+from agents.baselines.planner import SurrogatePlanner
+from agents.dyna import Dyna, learn_from_rollouts
+from agents.evaluations import EvaluationBudget
+from agents.explore import Policy, SearchLog, Transition, executed_choices, play, rollout, seed_replay, train_agent
+from agents.keep_best import KeepBest
+from agents.plan_agent import PlanAgent
+from agents.replay import fill_replay, replay_of
+from agents.return_to_best import ReturnToBest
+from agents.workers import check_workers, steps_taken
+from agents.workers import workers as make_workers
+from detectors.errors import InputError
+from hsq_env.env import HSQEnv
+
+WARM_START = ("ilp", "ilp_repaired")  # baselines whose plans seed the replay
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """How an agent looks for plans.
+
+    :param algo: name of an agent or a baseline, or ``module:factory`` of one's own
+    :param episodes: of the agent, each deciding every layer once; None for no limit
+    :param evaluations: students that may be measured, rollouts of other plans included; None for no limit
+    :param time_budget: seconds of the agent's training; None for no limit
+    :param workers: environments side by side, each in a process of its own with one thread
+    :param warm_start: baselines whose plans are rolled out into the replay before learning
+    :param return_to_best: let episodes follow the best plan so far up to a random layer (see ``ReturnToBest``);
+        on-policy agents never do
+    :param surrogate: let the agent practise in a learned model and try the plans that it proposes (see ``Dyna``)
+    :param arguments: of the agent, in place of its usual ones
+    :param callbacks: for agents that learn through Stable-Baselines3
+    :param continue_from: folder of a run whose policy and replay the agent starts with
+    """
+
+    algo: str = "dqn"
+    seed: int = 0
+    episodes: int | None = 5
+    evaluations: int | None = None
+    time_budget: float | None = None
+    workers: int = 1
+    warm_start: Sequence[str] = WARM_START
+    return_to_best: bool = True
+    surrogate: bool = True
+    arguments: dict[str, Any] = field(default_factory=dict)
+    callbacks: Sequence[BaseCallback] = ()
+    continue_from: Path | None = None
+
+    def check(self) -> None:
+        """:raises InputError: for settings that no search can have"""
+        check_workers(self.workers)
+        if ":" in self.algo:
+            _factory(self.algo)
+        elif self.algo not in (*ALGORITHMS, *BASELINES):
+            raise InputError(
+                f"Unknown agent '{self.algo}': known are {', '.join(ALGORITHMS)}, the baselines {', '.join(BASELINES)}, "
+                "and module:factory of your own (--algo)."
+            )
+        unknown = [name for name in self.warm_start if name not in BASELINES]
+        if unknown:
+            raise InputError(f"Unknown baseline '{unknown[0]}' to start from: known are {', '.join(BASELINES)}.")
+        if self.evaluations is not None and self.evaluations < 1:
+            raise InputError(f"Nothing can be found in {self.evaluations} evaluations: give --evaluations 1 or more.")
+
+    def action_space(self) -> str:
+        """The action space that the agent needs."""
+        if self.algo in BASELINES or ":" in self.algo:
+            return "discrete"
+        return action_space_of(self.algo)
+
+    @property
+    def returns(self) -> bool:
+        """Whether episodes follow the best plan in their beginning."""
+        return self.return_to_best and self.algo in ALGORITHMS and stores_executed(self.algo)
+
+    def run(
+        self,
+        env: HSQEnv,
+        log: SearchLog,
+        tensorboard: str | None = None,
+        on_agent: Callable[[Any], object] = lambda agent: None,
+    ) -> Any:
+        """Search.
+
+        :param log: takes every finished episode
+        :param tensorboard: a folder for the logs of agents that write some
+        :param on_agent: called with the agent before it begins
+        :return: the agent
+        """
+        env.reset(seed=self.seed)
+        try:
+            if self.algo in BASELINES:
+                return self._play_baseline(env, log)
+            if ":" not in self.algo:
+                return self._train(env, log, tensorboard, None, on_agent)
+            made = _made_by(self.algo, env)
+            if isinstance(made, BaseAlgorithm):
+                return self._train(env, log, tensorboard, made, on_agent)
+            on_agent(made)
+            self._play(made, env, log, self.evaluations)
+            return made
+        finally:
+            if self.workers == 1 or self.algo not in ALGORITHMS:
+                log.count(env.steps_taken)
+
+    def _play(
+        self, policy: Policy, env: HSQEnv, log: SearchLog, evaluations: int | None, target: float | None = None
+    ) -> None:
+        deadline = None if self.time_budget is None else time.monotonic() + self.time_budget
+        budget = EvaluationBudget(KeepBest(env), evaluations)
+        play(policy, budget, self.algo, log, self.episodes, deadline, target)
+
+    def _play_baseline(self, env: HSQEnv, log: SearchLog) -> PlanAgent:
+        """A search of its own for every target, which share the evaluations."""
+        targets = list(env.budgets)
+        share = None if self.evaluations is None else self.evaluations // len(targets)
+        for target in targets:
+            env.target_ratio = target
+            agent = PlanAgent(BASELINES[self.algo](env, self.seed), env)
+            self._play(agent, env, log, share, target)
+        return agent
+
+    def _train(
+        self,
+        env: HSQEnv,
+        log: SearchLog,
+        tensorboard: str | None,
+        made: BaseAlgorithm | None,
+        on_agent: Callable[[Any], object],
+    ) -> BaseAlgorithm:
+        seeds = self._rollouts(env, log)
+        left = None if self.evaluations is None else max(0, self.evaluations - env.evaluations)
+        share = None if left is None else left // self.workers
+        with make_workers(env, self.workers, partial(self._wrapped, log, share)) as trained_on:
+            agent = self._agent(trained_on, tensorboard) if made is None else made
+            if made is not None:
+                agent.set_env(trained_on)
+            on_agent(agent)
+            callbacks = [*seed_replay(agent, seeds), *self._dyna(env, seeds), *self.callbacks]
+            if left != 0:
+                train_agent(agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks)
+            if self.workers > 1:
+                for steps in [*steps_taken(trained_on), env.steps_taken]:  # the rollouts were the parent's
+                    log.count(steps)
+        return agent
+
+    def _dyna(self, env: HSQEnv, seeds: list[Transition]) -> list[BaseCallback]:
+        """The surrogate needs a plan to start from, and agents that learn from what others decided."""
+        if not (self.surrogate and self.returns and seeds):
+            return []
+        planner = SurrogatePlanner(env, self.seed)
+        learn_from_rollouts(planner, seeds)
+        return [Dyna(planner, seed=self.seed)]
+
+    def _agent(self, env: gym.Env[Any, Any] | VecEnv, tensorboard: str | None) -> BaseAlgorithm:
+        if self.continue_from is None:
+            return make_agent(self.algo, env, self.seed, tensorboard_log=tensorboard, **self.arguments)
+        agent = ALGORITHMS[self.algo].kind.load(
+            self.continue_from / "policy.zip", env=env, device="cpu", tensorboard_log=tensorboard
+        )
+        buffer, kept = replay_of(agent), self.continue_from / "replay.npz"
+        if buffer is not None and kept.is_file():
+            fill_replay(buffer, kept)
+        return agent
+
+    def _rollouts(self, env: HSQEnv, log: SearchLog) -> list[Transition]:
+        """The cheap baselines' plans, for every target."""
+        budget = EvaluationBudget(KeepBest(env), self.evaluations)
+        transitions: list[Transition] = []
+        for target in env.budgets:
+            env.target_ratio = target
+            seen: list[list[int]] = []
+            for name in self.warm_start:
+                choices = BASELINES[name](env, self.seed).propose()
+                if choices is not None and choices not in seen:
+                    seen.append(choices)
+                    transitions += rollout(budget, choices, name, log, target)
+        return transitions
+
+    def _wrapped(self, log: SearchLog, evaluations: int | None, env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
+        """A worker's environment, which knows the best plans so far."""
+        kept = KeepBest(env)
+        for target in env.budgets:
+            best = log.best_plans(1, target)
+            if best:
+                kept.best[target] = best[0].total_reward if target is None else -best[0].divergence
+        budget = EvaluationBudget(kept, evaluations)
+        if not self.returns:
+            return budget
+        returning = ReturnToBest(budget, self.seed + worker)  # outside: what it follows is what would be measured
+        for target in env.budgets:
+            for episode in log.best_plans(1, target):
+                score = episode.total_reward if target is None else -episode.divergence
+                returning.know(executed_choices(env, episode.plan), score, target)
+        return returning
+
+
+def _factory(name: str) -> Callable[[HSQEnv], Any]:
+    """The callable that ``module:factory`` names.
+
+    :raises InputError: if there is none
+    """
+    module, _, factory = name.partition(":")
+    try:
+        found: Callable[[HSQEnv], Any] = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"No agent can be had from '{name}' ({error}): give --algo module:factory.") from error
+    return found
+
+
+def _made_by(name: str, env: HSQEnv) -> Any:
+    """What a factory of one's own makes for an environment.
+
+    :raises InputError: if there is none, or what it makes cannot choose
+    """
+    made = _factory(name)(env)
+    if not isinstance(made, Policy):
+        raise InputError(
+            f"What '{name}' makes has no predict(): give a factory of an agent with Gymnasium's signature."
+        )
+    return made

@@ -1,0 +1,44 @@
+"""Masks for agents that take the best of their values: forbidden actions get values that nothing falls below.
+
+The environment's observation ends with one number per action that says whether the budget allows it. Masking values by
+it covers every place where a value-based agent takes a maximum: the greedy action and the bootstrap target.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.executed import StoresExecuted
+
+FORBIDDEN = -1e8  # value of an action that the budget rules out
+
+
+def masked(values: torch.Tensor, observations: torch.Tensor) -> torch.Tensor:
+    """Values (..., actions) of observations (N, features) whose last columns are the mask."""
+    mask = observations[:, -values.shape[-1] :] < 0.5
+    return values.masked_fill(mask if values.dim() == 2 else mask[:, None], FORBIDDEN)
+
+
+class ExploresAllowed(StoresExecuted):
+    """Mixed into an SB3 agent with an exploration rate: random actions are drawn from the allowed ones."""
+
+    exploration_rate: float
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """As SB3's, random actions drawn from the allowed ones, by every worker on its own."""
+        greedy, state = self.policy.predict(observation, state, episode_start, deterministic)
+        if deterministic:
+            return greedy, state
+        count = int(self.action_space.n)  # type: ignore[attr-defined]
+        rows = np.atleast_2d(observation)[:, -count:] > 0.5
+        actions = np.atleast_1d(greedy).copy()
+        for worker in np.flatnonzero(np.random.rand(len(rows)) < self.exploration_rate):
+            actions[worker] = np.random.choice(np.flatnonzero(rows[worker]))
+        return (actions if self.policy.is_vectorized_observation(observation) else actions[0]), state

@@ -1,0 +1,97 @@
+"""Watching a finished model on new images, and searching again from where its search ended."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.find import Explorer
+from detectors.errors import InputError
+from detectors.task import DetectionTask, detection_task
+from hsq_env.file import load_hsq
+from hsq_env.student import evaluate
+
+TOLERANCE = 0.01  # of the teacher's metric, that new images may cost before a model has degraded
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model is worth on new images.
+
+    :param teacher: the teacher's metric on them
+    :param model: the model's
+    :param target: accuracy that it has to reach, model over teacher
+    :param claimed: accuracy that its run measured
+    """
+
+    teacher: float
+    model: float
+    target: float
+    claimed: float
+
+    @property
+    def accuracy(self) -> float:
+        """Model over teacher."""
+        return self.model / self.teacher
+
+    @property
+    def meets(self) -> bool:
+        """Whether the target is met."""
+        return self.accuracy >= self.target
+
+    def sentence(self, dataset: str) -> str:
+        """For a person."""
+        end = "the target is met." if self.meets else "the target is missed: search again with --retrain --out FOLDER."
+        return (
+            f"{dataset}: mAP {self.model:.4f}, teacher {self.teacher:.4f}, accuracy {self.accuracy:.4f}; "
+            f"asked {self.target:.4f}, its run had {self.claimed:.4f}; {end}"
+        )
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The result of a finished search.
+
+    :raises InputError: if the folder holds none
+    """
+    try:
+        result: dict[str, Any] = json.loads((run / "result.json").read_text())
+        _ = result["teacher"]["map"], result["methods"]["hsq"]["map"], result["algo"], result["target_ratio"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run} is not the folder of a finished search for one target ({error}).") from error
+    return result
+
+
+def monitor(
+    run: Path, dataset: str, target_accuracy: float | None = None, splits: tuple[str, ...] | None = None
+) -> tuple[Verdict, DetectionTask]:
+    """Measure a run's teacher and model on the test split of new data.
+
+    :param run: folder of a finished search
+    :param dataset: "shapes", or a COCO-layout folder
+    :param target_accuracy: model over teacher; None for what the run measured less ``TOLERANCE``
+    :return: the verdict, and the task on the new data
+    :raises InputError: if the run or the data cannot be used
+    """
+    result = read_run(run)
+    task = detection_task(dataset, None, run / "teacher.safetensors", splits)
+    claimed = result["methods"]["hsq"]["map"] / result["teacher"]["map"]
+    teacher = evaluate(task, task.stages(task.teacher), "test")
+    if not teacher > 0:
+        raise InputError(f"The teacher of {run} finds nothing on {dataset}: train a teacher on this data.")
+    model = task.spec.build_folded()
+    load_hsq(run / "model.hsq", model)
+    model.to(task.device).eval().requires_grad_(False)
+    measured = evaluate(task, task.stages(model), "test")
+    target = claimed - TOLERANCE if target_accuracy is None else target_accuracy
+    return Verdict(teacher, measured, target, claimed), task
+
+
+def explorer_from(run: Path, explorer: Explorer) -> Explorer:
+    """An explorer that goes on with a run's agent, its policy and its replay.
+
+    :raises InputError: if the run kept no policy
+    """
+    result = read_run(run)
+    if not (run / "policy.zip").is_file():
+        raise InputError(f"{run} holds no policy.zip: its search was '{result['algo']}', which learns nothing.")
+    return replace(explorer, algo=result["algo"], continue_from=run)

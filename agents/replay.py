@@ -1,0 +1,56 @@
+"""A replay buffer as a file: the steps that it holds, in plain arrays."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from detectors.errors import InputError
+
+ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def replay_of(agent: BaseAlgorithm) -> ReplayBuffer | None:
+    """An agent's replay buffer, if it has one."""
+    buffer = getattr(agent, "replay_buffer", None)
+    return buffer if isinstance(buffer, ReplayBuffer) else None
+
+
+def replay_bytes(buffer: ReplayBuffer) -> bytes:
+    """The content of a ``.npz`` file: the buffer's steps, oldest first, (steps, workers, ...)."""
+    order = np.arange(buffer.size())
+    if buffer.full:
+        order = np.roll(order, -buffer.pos)
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: getattr(buffer, name)[order] for name in ARRAYS})
+    return content.getvalue()
+
+
+def fill_replay(buffer: ReplayBuffer, path: Path) -> int:
+    """Put a file's steps into a buffer, the latest if there are too many.
+
+    Every worker's column gets every step, so that a file may come from any number of workers.
+
+    :return: how many
+    :raises InputError: if the file is none or its steps are of another problem
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays: dict[str, Any] = {name: file[name] for name in ARRAYS}
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} holds no replay ({error}): give a run that was finished.") from error
+    if arrays["observations"].shape[2:] != buffer.observations.shape[2:]:
+        raise InputError(
+            f"{path} holds observations of shape {arrays['observations'].shape[2:]} where this search has "
+            f"{buffer.observations.shape[2:]}: search with the settings of that run."
+        )
+    steps = arrays["observations"].shape[0] * arrays["observations"].shape[1]
+    flat = {name: value.reshape(steps, *value.shape[2:])[-buffer.buffer_size :] for name, value in arrays.items()}
+    count = len(flat["rewards"])
+    for name in ARRAYS:
+        getattr(buffer, name)[:count] = flat[name][:, None]
+    buffer.pos, buffer.full = count % buffer.buffer_size, count == buffer.buffer_size
+    return count

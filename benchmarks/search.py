@@ -1,0 +1,329 @@
+"""Which search finds the better plan? All methods, the same evaluations, the same fine-tuning, images unseen before.
+
+python -m benchmarks.search [--tasks embedded] [--methods dqn ilp] [--shard 0 --of 2]
+
+Every method gets the same number of student evaluations: steps that the environment really measured. The two tables of
+sensitivities (every choice of every layer alone, before and after a step's repair) come with the environment and are
+free for everybody; what they cost is written beside the figures. Each method hands over the plan whose divergence on
+the search images is smallest; that plan is fine-tuned at length from the teacher's weights, alike for all, and its mAP
+is measured on the test split. Deterministic methods search once and repeat the fine-tuning alone.
+
+A run is a line of ``benchmarks/results/search_runs.jsonl``; what is there is not run again, so that the benchmark may
+be stopped and continued, and several processes may take a shard each. After every run ``search.json`` is made anew
+from the lines: interquartile means with 95 % bootstrap intervals.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+import hsq_env  # noqa: F401 - before torch
+from agents.callbacks import Episode
+from agents.explore import SearchLog
+from agents.finalists import finetuned_student
+from agents.find import Explorer
+from benchmarks.record import RESULTS, write_result
+from detectors.task import DetectionTask, detection_task
+from hsq_env.env import HSQEnv
+from hsq_env.student import evaluate
+
+RUNS = RESULTS / "search_runs.jsonl"
+TARGETS = ("6", "10", "14", "hardest")
+HARDEST = 0.9  # of the largest ratio that the grid reaches
+PROTOCOL = 1  # raised when earlier lines must not be compared with new ones
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task and what is spent on it."""
+
+    name: str
+    seeds: int
+    evaluations: int
+    finetune_steps: int
+    methods: tuple[str, ...]
+    make_task: Callable[[argparse.Namespace, int], DetectionTask]
+    bfloat16: bool = False
+
+
+def _embedded(arguments: argparse.Namespace, seed: int) -> DetectionTask:
+    return detection_task(search_images=32, pool_images=64, calibration_images=16, seed=seed)
+
+
+def _bccd(arguments: argparse.Namespace, seed: int) -> DetectionTask:
+    return detection_task(
+        arguments.dataset, None, arguments.teacher, search_images=8, pool_images=16, calibration_images=8,
+        batch_size=4, seed=seed,
+    )  # fmt: skip
+
+
+WARM: dict[str, Any] = {"episodes": None}
+METHODS: dict[str, dict[str, Any]] = {  # arguments of Explorer
+    "uniform": {},
+    "greedy": {},
+    "ilp": {},
+    "ilp_repaired": {},
+    "random": {},
+    "tpe": {},
+    "nsga2": {},
+    "local": {},
+    "dqn": {},
+    "planner": {},
+    "dqn_without_surrogate": {"algo": "dqn", "surrogate": False},
+    "dqn_without_warm_start": {"algo": "dqn", "warm_start": ()},
+    "qrdqn": {},
+    "maskable_ppo": {},
+    "ppo": {},
+    "sac": {},
+    "td3": {},
+    "ddpg": {},
+}
+DETERMINISTIC = ("uniform", "greedy", "ilp", "ilp_repaired")
+FIRST = ("ilp", "ilp_repaired", "dqn", "local", "planner", "greedy", "uniform", "random", "tpe", "nsga2")
+BENCHES = {
+    "embedded": Bench("embedded", 5, 500, 150, tuple(METHODS), _embedded),
+    "bccd": Bench("bccd", 3, 150, 60, ("ilp", "ilp_repaired", "dqn", "greedy", "random"), _bccd),
+}
+
+
+@dataclass
+class CurveLog(SearchLog):
+    """A log that keeps the best divergence against the evaluations spent."""
+
+    env: HSQEnv | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def note(self, episode: Episode, info: dict[str, Any]) -> None:
+        """As any log's, and a point of the curve."""
+        super().note(episode, info)
+        assert self.env is not None
+        best = min([self.curve[-1][1] if self.curve else np.inf, episode.divergence])
+        self.curve.append((self.env.evaluations, best))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the record."""
+
+    task: str
+    target: str
+    method: str
+    seed: int
+
+    @property
+    def search_seed(self) -> int:
+        """Deterministic methods find the same plan whatever the seed."""
+        return 0 if self.method in DETERMINISTIC else self.seed
+
+
+def lines() -> list[dict[str, Any]]:
+    """What has been run, under the present protocol."""
+    if not RUNS.is_file():
+        return []
+    rows = [json.loads(line) for line in RUNS.read_text().splitlines() if line.strip()]
+    return [row for row in rows if row["protocol"] == PROTOCOL]
+
+
+def done(rows: list[dict[str, Any]]) -> set[Run]:
+    """As runs."""
+    return {Run(r["task"], r["target"], r["method"], r["seed"]) for r in rows}
+
+
+def append(row: dict[str, Any]) -> None:
+    """A line, whole or not at all, whoever else writes."""
+    RUNS.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(RUNS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(row) + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+class Runner:
+    """Makes the environment of a task once and runs what is left on it."""
+
+    def __init__(self, bench: Bench, arguments: argparse.Namespace) -> None:
+        self.bench, self.arguments = bench, arguments
+        self.task = bench.make_task(arguments, 0)
+        started = time.monotonic()
+        probe = self._env(self.task, None)
+        self.sensitivities = probe.sensitivities
+        _ = probe.repaired_sensitivities
+        self.table_seconds = time.monotonic() - started  # little if the disk had them
+        self.ratios = {t: HARDEST * probe.budget.largest_ratio if t == "hardest" else float(t) for t in TARGETS}
+        self.teacher_map = evaluate(self.task, self.task.stages(self.task.teacher), "test")
+        self.found: dict[tuple[str, str, int], dict[str, Any]] = {}
+
+    def _env(self, task: DetectionTask, target: float | None, action_space: str = "discrete") -> HSQEnv:
+        return HSQEnv(
+            task,
+            action_space=action_space,
+            reward="divergence",
+            alpha=0.0,
+            beta=1.0,
+            target_ratio=target,
+            bfloat16=self.bench.bfloat16,
+        )
+
+    def search(self, run: Run) -> dict[str, Any]:
+        """The plan that a method finds, and what it spent."""
+        key = (run.target, run.method, run.search_seed)
+        if key in self.found:
+            return self.found[key]
+        settings = METHODS[run.method]
+        explorer = Explorer(
+            **{
+                "algo": run.method,
+                "seed": run.seed,
+                "episodes": None,
+                "evaluations": self.bench.evaluations,
+                **settings,
+            }
+        )
+        env = self._env(self.task, self.ratios[run.target], explorer.action_space())
+        log = CurveLog(lambda line: None, env=env)
+        started = time.monotonic()
+        explorer.run(env, log)
+        best = log.best_plans(1, self.ratios[run.target])[0]
+        assert env.evaluations <= self.bench.evaluations, run
+        self.found[key] = {
+            "evaluations": env.evaluations,
+            "search_seconds": round(time.monotonic() - started, 1),
+            "episodes": len(log.episodes),
+            "divergence": best.divergence,
+            "search_accuracy": best.accuracy,
+            "curve": [[n, round(d, 5)] for n, d in log.curve],
+            "choices": [env.choices.index(c) for c in best.plan.choices],
+            "ratio": best.ratio,
+            "plan": best.plan,
+            "env": env,
+        }
+        return self.found[key]
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Search, fine-tune, test."""
+        found = dict(self.search(run))
+        env, plan = found.pop("env"), found.pop("plan")
+        env.task = self.bench.make_task(self.arguments, run.seed)  # the seed of the fine-tuning's batches
+        started = time.monotonic()
+        student = finetuned_student(env, plan, self.bench.finetune_steps, str(run))
+        score = evaluate(env.task, student.stages, "test")
+        return {
+            "protocol": PROTOCOL,
+            **vars(run),
+            "test_map": score,
+            "teacher_map": self.teacher_map,
+            **found,
+            "finetune_seconds": round(time.monotonic() - started, 1),
+            "finetune_steps": self.bench.finetune_steps,
+            "budget": self.bench.evaluations,
+        }
+
+
+def interquartile_mean(values: np.ndarray, axis: int = -1) -> Any:
+    """The mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264, section 4.3)."""
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per target and method: interquartile mean of the test mAP, its interval, and what was spent."""
+    result: dict[str, Any] = {}
+    for target in TARGETS:
+        for method in METHODS:
+            own = sorted((r for r in rows if r["target"] == target and r["method"] == method), key=lambda r: r["seed"])
+            if not own:
+                continue
+            values = np.array([r["test_map"] for r in own])
+            low, high = values.min(), values.max()
+            if len(values) > 2 and high > low:
+                interval = stats.bootstrap(
+                    (values,), interquartile_mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(0)
+                ).confidence_interval
+                low, high = interval.low, interval.high
+            result.setdefault(target, {})[method] = {
+                "iqm": float(interquartile_mean(values)),
+                "ci": [float(low), float(high)],
+                "points_lost": float(100 * (own[0]["teacher_map"] - interquartile_mean(values))),
+                "ratio": float(np.mean([r["ratio"] for r in own])),
+                "seeds": values.tolist(),
+                "evaluations": max(r["evaluations"] for r in own),
+                "divergence": float(np.mean([r["divergence"] for r in own])),
+            }
+    return result
+
+
+def write_summary() -> Path:
+    """``search.json`` from the lines."""
+    rows = lines()
+    figures: dict[str, Any] = {}
+    for name, bench in BENCHES.items():
+        own = [r for r in rows if r["task"] == name]
+        if own:
+            figures[name] = summary(own)
+            figures[name + "_settings"] = {
+                "evaluations": bench.evaluations,
+                "finetune_steps": bench.finetune_steps,
+                "teacher_map": own[0]["teacher_map"],
+                "runs": len(own),
+                "core_seconds": round(sum(r["search_seconds"] + r["finetune_seconds"] for r in own)),
+                "left": len(plan_of(bench)) - len(done(own) & set(plan_of(bench))),
+            }
+    return write_result("search", figures)
+
+
+def plan_of(bench: Bench) -> list[Run]:
+    """All runs in the order in which they say most."""
+    order = [m for m in FIRST if m in bench.methods] + [m for m in bench.methods if m not in FIRST]
+    hard_first = ("14", "hardest", "10", "6")
+    return [
+        Run(bench.name, target, method, seed)
+        for tier in (order[:4], order[4:10], order[10:])
+        for seed in range(bench.seeds)
+        for target in hard_first
+        for method in tier
+    ]
+
+
+def main() -> None:
+    """Run what is left."""
+    parser = argparse.ArgumentParser(description="Compare searches at equal budgets.")
+    parser.add_argument("--tasks", nargs="+", choices=list(BENCHES), default=["embedded"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="only these")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--shard", type=int, default=0, help="take every --of-th run, beginning with this one")
+    parser.add_argument("--of", type=int, default=1)
+    parser.add_argument("--dataset", default="bccd/", help="of the task bccd")
+    parser.add_argument("--teacher", type=Path, default=Path("bccd_teacher.safetensors"), help="of the task bccd")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.tasks:
+        bench, runner = BENCHES[name], None
+        wanted = [r for r in plan_of(bench) if r.target in arguments.targets]
+        wanted = [r for r in wanted if not arguments.methods or r.method in arguments.methods]
+        for run in wanted[arguments.shard :: arguments.of]:
+            if run in done(lines()):
+                continue
+            runner = runner or Runner(bench, arguments)
+            row = runner.measure(run)
+            append(row)
+            print(
+                f"{run.task} {run.target} {run.method} {run.seed}: {row['test_map']:.4f} at {row['ratio']:.2f}x, "
+                f"divergence {row['divergence']:.4f}, {row['evaluations']} evaluations, {row['search_seconds']:.0f} + "
+                f"{row['finetune_seconds']:.0f} s",
+                flush=True,
+            )
+            write_summary()
+    print(f"wrote {write_summary()}")
+
+
+if __name__ == "__main__":
+    main()

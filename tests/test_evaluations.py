@@ -1,0 +1,112 @@
+"""The unit of comparison: students that were measured."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_task import TinyTask
+
+from agents.evaluations import EvaluationBudget
+from agents.explore import SearchLog, play_episode, rollout
+from agents.keep_best import KeepBest
+from hsq_env.env import HSQEnv
+
+PLAN, OTHER = [8, 5, 4, 6, 4, 9, 1], [8, 5, 4, 6, 4, 9, 2]
+
+
+def nothing(message: str) -> None:
+    """Says nothing."""
+
+
+def make(tiny: TinyTask, **arguments: Any) -> HSQEnv:
+    return HSQEnv(tiny, finetune_steps=0, sensitivities=np.zeros((7, 12)), **arguments)
+
+
+@pytest.mark.parametrize("megabytes", [0.0, 0.02, 128.0])  # a table of nothing, of some prefixes, of all
+@pytest.mark.parametrize("limit", [0, 1, 7, 40])
+def test_the_budget_is_used_up_and_never_exceeded(tiny: TinyTask, limit: int, megabytes: float) -> None:
+    inner = make(tiny, target_ratio=6.0, table_megabytes=megabytes)
+    env, rng = EvaluationBudget(KeepBest(inner), limit), np.random.default_rng(0)
+    env.reset()
+    while True:
+        *_, terminated, truncated, _ = env.step(int(rng.integers(12)))
+        assert env.spent == inner.evaluations <= limit
+        if truncated:
+            break
+        if terminated:
+            env.reset()
+    assert inner.evaluations == limit
+
+
+@pytest.mark.parametrize("space", ["discrete", "continuous"])
+def test_a_truncated_step_does_nothing(tiny: TinyTask, space: str) -> None:
+    inner = make(tiny, action_space=space, target_ratio=6.0)
+    env = EvaluationBudget(inner, 3)
+    env.reset()
+    for choice in PLAN[:3]:
+        observation, _, _, truncated, info = env.step(inner.actions.encode(choice))
+        assert not truncated and "evaluations_spent" not in info
+    before = inner.get_state(), inner.steps_taken
+    asked = inner.actions.encode(PLAN[3])
+    for _ in range(2):
+        again, reward, terminated, truncated, told = env.step(asked)
+        assert np.array_equal(again, observation) and (reward, terminated, truncated) == (0.0, False, True)
+        assert told["evaluations_spent"] and told["accuracy"] == info["accuracy"]
+        assert np.array_equal(told["action_mask"], info["action_mask"]) and told["executed_action"] is asked
+    assert (inner.get_state(), inner.steps_taken) == before
+
+
+def test_answers_from_the_table_cost_nothing(tiny: TinyTask) -> None:
+    inner = make(tiny)
+    env = EvaluationBudget(inner, 7)
+    for _ in range(3):
+        env.reset()
+        steps = [env.step(choice) for choice in PLAN]
+        assert [step[3] for step in steps] == [False] * 7 and steps[-1][2]
+    assert (env.spent, inner.steps_taken) == (7, (21, 14))
+    env.reset()
+    assert [env.step(choice)[3] for choice in OTHER] == [False] * 6 + [True]
+
+
+def test_what_was_spent_before_does_not_count(tiny: TinyTask) -> None:
+    inner = make(tiny)
+    inner.reset()
+    for choice in PLAN:
+        inner.step(choice)
+    env = EvaluationBudget(inner, 1)
+    env.reset()
+    assert [env.step(choice)[3] for choice in OTHER] == [False] * 7
+    assert (env.spent, inner.evaluations) == (1, 8)
+
+
+def test_no_limit_is_none(tiny: TinyTask) -> None:
+    env, plain = EvaluationBudget(make(tiny), None), make(tiny)
+    env.reset()
+    plain.reset()
+    for choice in PLAN:
+        (one, *rest, info), (other, *same, told) = env.step(choice), plain.step(choice)
+        assert np.array_equal(one, other) and rest == same and info.keys() == told.keys()
+    assert env.spent == 7
+
+
+def test_unfinished_episodes_are_no_episodes(tiny: TinyTask) -> None:
+    log = SearchLog(nothing)
+    inner = make(tiny)
+    env = EvaluationBudget(KeepBest(inner), 10)
+    assert len(rollout(env, PLAN, "one", log)) == 7
+    assert rollout(env, [0] * 7, "two", log) == []  # an episode without an end would spoil returns of several steps
+    assert play_episode(Always(3), env, "three", log) is None
+    assert len(rollout(env, PLAN, "four", log)) == 7
+    assert [episode.source for episode in log.episodes] == ["one", "four"]
+    assert inner.evaluations == 10
+
+
+class Always:
+    """Chooses one action."""
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+
+    def predict(self, observation: Any, state: Any = None, **arguments: Any) -> tuple[Any, Any]:
+        """See ``Policy``."""
+        return self.action, state
