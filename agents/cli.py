@@ -25,6 +25,7 @@ def search(
     time_budget: float | None = None,
     target_ratio: float = 8.0,
     pareto: tuple[float, ...] | None = None,
+    target_accuracy: float | None = None,
     seed: int = 0,
     finetune_steps: int = 300,
     finalists: int = 2,
@@ -62,6 +63,8 @@ def search(
     :param time_budget: seconds of the agent's training, whichever ends first
     :param target_ratio: teacher bytes over student bytes
     :param pareto: several target ratios for a plan each from one training, in place of one
+    :param target_accuracy: mAP over the teacher's; with it the target ratio is no hard limit but, like this, an aim
+        that the self-evaluation loop approaches by tuning alpha and beta between windows of episodes
     :param seed: of the agent and of the long fine-tuning
     :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
     :param finalists: plans that are fine-tuned; the best on the search split wins
@@ -113,6 +116,7 @@ def search(
             return_to_best,
         ),
         target_ratio=pareto or target_ratio,
+        target_accuracy=target_accuracy,
         finetune_steps=finetune_steps,
         finalists=finalists,
         detector=task.spec.detector,

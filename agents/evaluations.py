@@ -6,7 +6,6 @@ import gymnasium as gym
 
 from hsq_env.env import HSQEnv
 
-
 IDLE_EPISODES = 100  # without anything new, after which a search counts as ended
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
@@ -57,6 +57,8 @@ class SearchLog:
 
     :param say: prints a line
     :param folder: where the best plan so far is written; None for nowhere
+    :param merit: of accuracy and ratio, smaller is better, where plans are compared by it (see ``KeepBest``)
+    :param notes: what else a search has to tell, by name; callables are called when they are written
     """
 
     say: Callable[[str], None]
@@ -65,6 +67,8 @@ class SearchLog:
     best_score: dict[float | None, float] = field(default_factory=dict)  # by target ratio
     steps: int = 0
     visited_steps: int = 0  # that the table of visited prefixes answered
+    merit: Callable[[float, float], float] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def count(self, steps: tuple[int, int]) -> None:
         """Add the ``steps_taken`` of an environment."""
@@ -87,15 +91,21 @@ class SearchLog:
             f"{episode.ratio:.2f}x{aim}, divergence {episode.divergence:.3f}, {episode.seconds:.0f} s"
         )
 
+    def score(self, episode: Episode) -> float:
+        """What plans are compared by, higher is better; as ``KeepBest`` has it."""
+        if self.merit is not None:
+            return -self.merit(episode.accuracy, episode.ratio)
+        return episode.total_reward if episode.target_ratio is None else -episode.divergence
+
     def best_plans(self, count: int, target: float | None) -> list[Episode]:
         """The best finished episodes with different plans, best first, earlier ones first among equals.
 
-        :param target: plans that reach this ratio count, whatever they were asked for; None for no target, where the
-            return decides
+        :param target: plans that reach this ratio count, whatever they were asked for; None for no target
         """
         good = [e for e in self.episodes if target is None or e.ratio >= target]
         different: dict[Plan, Episode] = {}
-        for episode in sorted(good, key=lambda e: -e.total_reward if target is None else e.divergence):
+        aimed = [replace(e, target_ratio=target) for e in good]
+        for episode in sorted(aimed, key=lambda e: -self.score(e)):
             different.setdefault(episode.plan, episode)
         return list(different.values())[:count]
 

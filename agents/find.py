@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import ALGORITHMS, action_space_of, make_agent, stores_executed
 from agents.baselines import BASELINES
 from agents.baselines.planner import SurrogatePlanner
+from agents.diagnostics import QValues, StepRegression
 from agents.dyna import Dyna, learn_from_rollouts
 from agents.evaluations import EvaluationBudget
 from agents.explore import Policy, SearchLog, Transition, executed_choices, play, rollout, seed_replay, train_agent
@@ -23,10 +26,12 @@ from agents.keep_best import KeepBest
 from agents.plan_agent import PlanAgent
 from agents.replay import fill_replay, replay_of
 from agents.return_to_best import ReturnToBest
+from agents.self_evaluation import SelfEvaluationCallback
 from agents.workers import check_workers, steps_taken
 from agents.workers import workers as make_workers
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
+from hsq_env.self_evaluation import SelfEvaluation
 
 WARM_START = ("ilp", "ilp_repaired")  # baselines whose plans seed the replay
 
@@ -44,6 +49,8 @@ class Explorer:
     :param return_to_best: let episodes follow the best plan so far up to a random layer (see ``ReturnToBest``);
         on-policy agents never do
     :param surrogate: let the agent practise in a learned model and try the plans that it proposes (see ``Dyna``)
+    :param self_evaluation: tunes alpha and beta between windows of episodes, for searches without a hard target
+    :param window: episodes in each
     :param arguments: of the agent, in place of its usual ones
     :param callbacks: for agents that learn through Stable-Baselines3
     :param continue_from: folder of a run whose policy and replay the agent starts with
@@ -58,6 +65,8 @@ class Explorer:
     warm_start: Sequence[str] = WARM_START
     return_to_best: bool = True
     surrogate: bool = True
+    self_evaluation: SelfEvaluation | None = None
+    window: int = 5
     arguments: dict[str, Any] = field(default_factory=dict)
     callbacks: Sequence[BaseCallback] = ()
     continue_from: Path | None = None
@@ -68,9 +77,10 @@ class Explorer:
         if ":" in self.algo:
             _factory(self.algo)
         elif self.algo not in (*ALGORITHMS, *BASELINES):
+            agents, baselines = ", ".join(ALGORITHMS), ", ".join(BASELINES)
             raise InputError(
-                f"Unknown agent '{self.algo}': known are {', '.join(ALGORITHMS)}, the baselines {', '.join(BASELINES)}, "
-                "and module:factory of your own (--algo)."
+                f"Unknown agent '{self.algo}': known are {agents}, the baselines {baselines}, and module:factory of "
+                "your own (--algo)."
             )
         unknown = [name for name in self.warm_start if name not in BASELINES]
         if unknown:
@@ -93,13 +103,13 @@ class Explorer:
         self,
         env: HSQEnv,
         log: SearchLog,
-        tensorboard: str | None = None,
+        logs: str | None = None,
         on_agent: Callable[[Any], object] = lambda agent: None,
     ) -> Any:
         """Search.
 
         :param log: takes every finished episode
-        :param tensorboard: a folder for the logs of agents that write some
+        :param logs: a folder for TensorBoard's files and progress.csv, of agents that write some
         :param on_agent: called with the agent before it begins
         :return: the agent
         """
@@ -108,10 +118,10 @@ class Explorer:
             if self.algo in BASELINES:
                 return self._play_baseline(env, log)
             if ":" not in self.algo:
-                return self._train(env, log, tensorboard, None, on_agent)
+                return self._train(env, log, logs, None, on_agent)
             made = _made_by(self.algo, env)
             if isinstance(made, BaseAlgorithm):
-                return self._train(env, log, tensorboard, made, on_agent)
+                return self._train(env, log, logs, made, on_agent)
             on_agent(made)
             self._play(made, env, log, self.evaluations)
             return made
@@ -123,7 +133,7 @@ class Explorer:
         self, policy: Policy, env: HSQEnv, log: SearchLog, evaluations: int | None, target: float | None = None
     ) -> None:
         deadline = None if self.time_budget is None else time.monotonic() + self.time_budget
-        budget = EvaluationBudget(KeepBest(env), evaluations)
+        budget = EvaluationBudget(KeepBest(env, self.merit), evaluations)
         play(policy, budget, self.algo, log, self.episodes, deadline, target)
 
     def _play_baseline(self, env: HSQEnv, log: SearchLog) -> PlanAgent:
@@ -140,7 +150,7 @@ class Explorer:
         self,
         env: HSQEnv,
         log: SearchLog,
-        tensorboard: str | None,
+        logs: str | None,
         made: BaseAlgorithm | None,
         on_agent: Callable[[Any], object],
     ) -> BaseAlgorithm:
@@ -148,17 +158,37 @@ class Explorer:
         left = None if self.evaluations is None else max(0, self.evaluations - env.evaluations)
         share = None if left is None else left // self.workers
         with make_workers(env, self.workers, partial(self._wrapped, log, share)) as trained_on:
-            agent = self._agent(trained_on, tensorboard) if made is None else made
+            agent = self._agent(trained_on) if made is None else made
             if made is not None:
                 agent.set_env(trained_on)
             on_agent(agent)
-            callbacks = [*seed_replay(agent, seeds), *self._dyna(env, seeds), *self.callbacks]
+            if logs is not None:
+                agent.set_logger(configure(logs, ["tensorboard", "csv"]))
+            callbacks = [*seed_replay(agent, seeds), *self._dyna(env, seeds), *self._callbacks(env, seeds, log)]
             if left != 0:
                 train_agent(agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks)
             if self.workers > 1:
                 for steps in [*steps_taken(trained_on), env.steps_taken]:  # the rollouts were the parent's
                     log.count(steps)
         return agent
+
+    @property
+    def merit(self) -> Callable[[float, float], float] | None:
+        """What makes plans comparable where the self-evaluation has targets: its MSE of accuracy and ratio."""
+        loop = self.self_evaluation
+        return None if loop is None else loop.merit_of
+
+    def _callbacks(self, env: HSQEnv, seeds: list[Transition], log: SearchLog) -> list[BaseCallback]:
+        """Diagnostics, the self-evaluation and one's own."""
+        states = np.array([transition[0] for transition in seeds], dtype=np.float32)
+        values, regression = QValues(states, len(env.layers)), StepRegression(env)
+        made: list[BaseCallback] = [values, regression]
+        log.notes["q_values"] = values.history
+        log.notes["regression"] = regression.to_json
+        if self.self_evaluation is not None:
+            made.append(SelfEvaluationCallback(self.self_evaluation, self.window))
+            log.notes["self_evaluation"] = made[-1].adjustments  # type: ignore[attr-defined]
+        return [*made, *self.callbacks]
 
     def _dyna(self, env: HSQEnv, seeds: list[Transition]) -> list[BaseCallback]:
         """The surrogate needs a plan to start from, and agents that learn from what others decided."""
@@ -168,12 +198,10 @@ class Explorer:
         learn_from_rollouts(planner, seeds)
         return [Dyna(planner, seed=self.seed)]
 
-    def _agent(self, env: gym.Env[Any, Any] | VecEnv, tensorboard: str | None) -> BaseAlgorithm:
+    def _agent(self, env: gym.Env[Any, Any] | VecEnv) -> BaseAlgorithm:
         if self.continue_from is None:
-            return make_agent(self.algo, env, self.seed, tensorboard_log=tensorboard, **self.arguments)
-        agent = ALGORITHMS[self.algo].kind.load(
-            self.continue_from / "policy.zip", env=env, device="cpu", tensorboard_log=tensorboard
-        )
+            return make_agent(self.algo, env, self.seed, **self.arguments)
+        agent = ALGORITHMS[self.algo].kind.load(self.continue_from / "policy.zip", env=env, device="cpu")
         buffer, kept = replay_of(agent), self.continue_from / "replay.npz"
         if buffer is not None and kept.is_file():
             fill_replay(buffer, kept)
@@ -181,7 +209,7 @@ class Explorer:
 
     def _rollouts(self, env: HSQEnv, log: SearchLog) -> list[Transition]:
         """The cheap baselines' plans, for every target."""
-        budget = EvaluationBudget(KeepBest(env), self.evaluations)
+        budget = EvaluationBudget(KeepBest(env, self.merit), self.evaluations)
         transitions: list[Transition] = []
         for target in env.budgets:
             env.target_ratio = target
@@ -195,19 +223,18 @@ class Explorer:
 
     def _wrapped(self, log: SearchLog, evaluations: int | None, env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
         """A worker's environment, which knows the best plans so far."""
-        kept = KeepBest(env)
+        kept = KeepBest(env, self.merit)
         for target in env.budgets:
             best = log.best_plans(1, target)
             if best:
-                kept.best[target] = best[0].total_reward if target is None else -best[0].divergence
+                kept.best[target] = log.score(best[0])
         budget = EvaluationBudget(kept, evaluations)
         if not self.returns:
             return budget
         returning = ReturnToBest(budget, self.seed + worker)  # outside: what it follows is what would be measured
         for target in env.budgets:
             for episode in log.best_plans(1, target):
-                score = episode.total_reward if target is None else -episode.divergence
-                returning.know(executed_choices(env, episode.plan), score, target)
+                returning.know(executed_choices(env, episode.plan), log.score(episode), target)
         return returning
 
 

@@ -1,5 +1,6 @@
 """An environment wrapper that hands out the best finished students."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -15,10 +16,13 @@ class KeepBest(gym.Wrapper[Any, Any, Any, Any]):
     the few images that rewards see is too coarse to tell good plans apart. Every target has a best of its own. The
     model is the content of a ``.hsq`` file. Vectorized environments reset at once when an episode ends, so that only a
     wrapper still sees the student.
+
+    :param merit: of accuracy and ratio, smaller is better; compares plans in place of all that where it is given
     """
 
-    def __init__(self, env: HSQEnv) -> None:
+    def __init__(self, env: HSQEnv, merit: Callable[[float, float], float] | None = None) -> None:
         super().__init__(env)
+        self.merit = merit
         self.best: dict[float | None, float] = {}  # score by target ratio
         self._return = 0.0
 
@@ -30,8 +34,13 @@ class KeepBest(gym.Wrapper[Any, Any, Any, Any]):
         before = self._return if env.index > 1 else 0.0  # the last episode may have been given up
         self._return = float(reward) + before
         if terminated and not info["diverged"]:
-            info["score"] = self._return if env.target_ratio is None else -info["divergence"]
+            info["score"] = self._score(info, env.target_ratio)
             if info["score"] > self.best.get(env.target_ratio, float("-inf")):
                 self.best[env.target_ratio] = info["score"]
                 info["model"] = student_bytes(env.student)
         return observation, reward, terminated, truncated, info
+
+    def _score(self, info: dict[str, Any], target: float | None) -> float:
+        if self.merit is not None:
+            return -self.merit(info["accuracy"], info["ratio"])
+        return self._return if target is None else -float(info["divergence"])

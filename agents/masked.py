@@ -21,9 +21,15 @@ def masked(values: torch.Tensor, observations: torch.Tensor) -> torch.Tensor:
 
 
 class ExploresAllowed(StoresExecuted):
-    """Mixed into an SB3 agent with an exploration rate: random actions are drawn from the allowed ones."""
+    """Mixed into an SB3 agent with an exploration rate: random actions are drawn from the allowed ones.
+
+    ``priors`` may say for some layers which actions are worth exploring at all, as masks over actions; ``layers`` is
+    then the number of layers, by which the observation's first number tells which one comes.
+    """
 
     exploration_rate: float
+    priors: dict[int, np.ndarray] = {}
+    layers = 1
 
     def predict(
         self,
@@ -40,5 +46,7 @@ class ExploresAllowed(StoresExecuted):
         rows = np.atleast_2d(observation)[:, -count:] > 0.5
         actions = np.atleast_1d(greedy).copy()
         for worker in np.flatnonzero(np.random.rand(len(rows)) < self.exploration_rate):
-            actions[worker] = np.random.choice(np.flatnonzero(rows[worker]))
+            layer = round(float(np.atleast_2d(observation)[worker, 0]) * max(1, self.layers - 1))
+            worth = rows[worker] & self.priors.get(layer, True)
+            actions[worker] = np.random.choice(np.flatnonzero(worth if worth.any() else rows[worker]))
         return (actions if self.policy.is_vectorized_observation(observation) else actions[0]), state

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from agents.provenance import machine, versions
 from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
+from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import evaluate
 from hsq_env.task import Task
 
@@ -27,6 +29,7 @@ def search(
     out: str | Path,
     explorer: Explorer | None = None,
     target_ratio: float | Sequence[float] | None = 8.0,
+    target_accuracy: float | None = None,
     finetune_steps: int = 300,
     finalists: int = 2,
     step_minibatches: int = 2,
@@ -42,6 +45,8 @@ def search(
     :param explorer: the agent and how it searches
     :param target_ratio: teacher bytes over student bytes; several for a plan each from one training; None lets the
         reward alone trade size for accuracy
+    :param target_accuracy: student over teacher on the search split; with it ``target_ratio`` is no hard budget but,
+        like this, an aim, which the self-evaluation loop approaches by tuning alpha and beta
     :param finetune_steps: gradient steps of the long fine-tuning, the same for uniform plans
     :param finalists: plans that are fine-tuned at length; the best of them on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
@@ -59,6 +64,9 @@ def search(
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
     explorer.check()
+    if target_accuracy is not None:
+        explorer = _evaluating_itself(explorer, target_accuracy, target_ratio)
+        target_ratio = None
     if beta is None:
         beta = BETA_WITHOUT_TARGET if target_ratio is None else 1.0
     env = HSQEnv(
@@ -72,7 +80,7 @@ def search(
     )
     say(f"teacher: {env.compressor.teacher_metric:.4f} on the search split, {env.teacher_bytes:,} bytes")
     folder = RunFolder(out, several=len(env.budgets) > 1)
-    log = SearchLog(say, folder)
+    log = SearchLog(say, folder, merit=explorer.merit)
     teacher_bytes = folder.write_teacher(task.teacher_file())
     targets = list(env.budgets)
     settings = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
@@ -88,6 +96,7 @@ def search(
         "workers": explorer.workers,
         "warm_start": list(explorer.warm_start),
         "return_to_best": explorer.returns,
+        "target_accuracy": target_accuracy,
     }
     agents: list[Any] = []  # there is one as soon as it begins
     try:
@@ -122,6 +131,22 @@ def search(
     return result
 
 
+def _evaluating_itself(
+    explorer: Explorer, target_accuracy: float, target_ratio: float | Sequence[float] | None
+) -> Explorer:
+    """With a self-evaluation loop that has these aims."""
+    if not 0 < target_accuracy <= 1.5:
+        raise InputError(f"target_accuracy is {target_accuracy}: give student over teacher (--target-accuracy 0.97).")
+    if not isinstance(target_ratio, int | float):
+        raise InputError("The self-evaluation needs one ratio to aim at: give one with --target-ratio.")
+    return replace(explorer, self_evaluation=SelfEvaluation(target_accuracy, float(target_ratio)))
+
+
+def _plain(note: Any) -> Any:
+    """Records as dictionaries."""
+    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in note]
+
+
 def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
     """What happened, and what is needed to repeat it."""
     return {
@@ -129,6 +154,7 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "steps": log.steps,
         "visited_steps": log.visited_steps,
+        "diagnostics": {name: note() if callable(note) else _plain(note) for name, note in log.notes.items()},
         "environment": {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": versions(),

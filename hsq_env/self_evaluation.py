@@ -198,7 +198,11 @@ class SelfEvaluation:
 
     def merit(self, window: Window) -> float:
         """The MSE of a window."""
-        return mse(window.accuracy, window.ratio, self.target_accuracy, self.target_ratio, self.penalty)
+        return self.merit_of(window.accuracy, window.ratio)
+
+    def merit_of(self, accuracy: float, ratio: float) -> float:
+        """The MSE of a plan or of a window's means."""
+        return mse(accuracy, ratio, self.target_accuracy, self.target_ratio, self.penalty)
 
     def observe(self, window: Window) -> Adjustment:
         """Take note of a window and say what to use next."""
@@ -256,9 +260,7 @@ class SelfEvaluation:
         price = 0.02 * self.penalty / (self.probe * (self._high - self._low)) ** 2
         reach = 2 * self.probe * (self._high - self._low)  # the fit is local
         low, high = np.maximum(self._low, now - reach), np.minimum(self._high, now + reach)
-        found = best_knobs(
-            responses, self.target_accuracy, self.target_ratio, self.penalty, low, high, now, price
-        )
+        found = best_knobs(responses, self.target_accuracy, self.target_ratio, self.penalty, low, high, now, price)
         accuracy, ratio = responses.predict(found)
         reason = (
             f"at accuracy {window.accuracy:.4f} and {window.ratio:.2f}x, aiming at {self.target_accuracy:.4f} and "

@@ -1,0 +1,210 @@
+"""The learned model of damages: against closed forms, and as an environment."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_task import TinyTask
+
+from agents.algorithms import make_agent
+from agents.baselines.planner import PlannerSearch, SurrogatePlanner
+from agents.dyna import Dyna, learn_from_rollouts
+from agents.explore import SearchLog, rollout
+from agents.find import Explorer
+from agents.keep_best import KeepBest
+from agents.return_to_best import ReturnToBest
+from agents.surrogate import CHOICE_FLOOR, NOISE_FLOOR, NOISE_SHARE, PRIOR_SLOPE, DamageModel, Guess, practice_env
+from hsq_env.env import HSQEnv
+
+LAYERS, CHOICES = 5, 4
+
+
+def tables(seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    raw = 10.0 ** rng.uniform(-3, 0, (LAYERS, CHOICES))
+    return raw, raw * rng.uniform(0.3, 1.0, raw.shape)
+
+
+def make(tiny: TinyTask, **settings: Any) -> HSQEnv:
+    rng = np.random.default_rng(0)
+    table = np.sort(10.0 ** rng.uniform(-3, -1, (7, 12)), axis=1)[:, ::-1].copy()
+    env = HSQEnv(tiny, finetune_steps=0, sensitivities=table, reward="divergence", alpha=0.0, beta=1.0, **settings)
+    env._repaired = 0.8 * table
+    return env
+
+
+# ---- the model
+
+
+def test_before_any_step_damages_are_in_proportion_to_the_sensitivity() -> None:
+    raw, repaired = tables()
+    model = DamageModel(raw, repaired)
+    assert model.table(np.full(LAYERS, 0.7)) == pytest.approx(PRIOR_SLOPE * repaired)
+    assert model.steps == 0
+
+
+def test_steps_one_by_one_or_together_are_the_same_regression() -> None:
+    raw, repaired = tables()
+    rng = np.random.default_rng(1)
+    layers, choices, before = rng.integers(LAYERS, size=20), rng.integers(CHOICES, size=20), rng.uniform(0, 3, 20)
+    after = before + rng.uniform(0, 0.5, 20)
+    one, other = DamageModel(raw, repaired), DamageModel(raw, repaired)
+    one.add(layers, choices, before, after)
+    for row in zip(layers, choices, before, after, strict=True):
+        other.add(*([value] for value in row))
+    assert one.steps == other.steps == 20
+    assert one.weights() == pytest.approx(other.weights())
+    x = one.features(layers, choices, before)
+    noise = NOISE_FLOOR + NOISE_SHARE * repaired[layers, choices]
+    prior = np.zeros(x.shape[1])
+    prior[1] = PRIOR_SLOPE
+    precision = np.eye(x.shape[1]) + (x / noise[:, None] ** 2).T @ x
+    expected = prior + np.linalg.solve(precision, (x / noise[:, None] ** 2).T @ (after - before - x @ prior))
+    assert one.weights() == pytest.approx(expected)
+
+
+def test_what_is_measured_often_is_believed() -> None:
+    raw, repaired = tables()
+    model = DamageModel(raw, repaired)
+    before = model.table(np.zeros(LAYERS))
+    truth = 1.4 * repaired[2, 1]
+    model.add([2] * 500, [1] * 500, [0.0] * 500, [truth] * 500)
+    after = model.table(np.zeros(LAYERS))
+    assert before[2, 1] == pytest.approx(0.6 * repaired[2, 1]) and after[2, 1] == pytest.approx(truth, rel=0.05)
+    assert (after / repaired)[2].mean() > (after / repaired)[[0, 1, 3, 4]].mean() > 0.6  # the layer tells of itself
+
+
+def test_draws_spread_where_nothing_was_measured() -> None:
+    raw, repaired = tables()
+    model = DamageModel(raw, repaired)
+    model.add([2] * 200, [1] * 200, [0.0] * 200, [0.4] * 200)
+    rng = np.random.default_rng(0)
+    draws = np.stack([model.table(np.zeros(LAYERS), model.weights(rng)) for _ in range(300)])
+    assert draws.mean(axis=0) == pytest.approx(model.table(np.zeros(LAYERS)), abs=0.15)
+    known, unknown = draws[:, 2, 1].std(), draws[:, 2, 0].std()
+    assert known < 0.3 * unknown and unknown > CHOICE_FLOOR
+    assert (model.weights(rng, 0.0) == model.weights()).all()
+
+
+# ---- the environment made of it
+
+
+def test_practice_is_the_environment_but_for_the_measurement(tiny: TinyTask) -> None:
+    env = make(tiny, target_ratio=9.0)
+    model = DamageModel(env.sensitivities, env.repaired_sensitivities)
+    model.add([1, 2, 3], [4, 5, 6], [0.1, 0.4, 0.5], [0.4, 0.5, 0.9])
+    practice = practice_env(env, model)
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        (one, told), (other, same) = env.reset(), practice.reset()
+        assert np.array_equal(one, other) and told["layer"] == same["layer"]
+        divergence = 0.0
+        for layer in range(7):
+            action = int(rng.integers(12))
+            executed = env.step(action)[4]
+            *_, ended, _, info = practice.step(action)
+            for name in ("executed_action", "ratio", "layer"):
+                assert info[name] == executed[name]
+            assert np.array_equal(info["action_mask"], executed["action_mask"])
+            expected = model.damage([layer], [info["executed_action"]], [divergence])[0]
+            divergence = max(0.0, divergence + float(expected))
+            assert info["divergence"] == pytest.approx(divergence)
+            assert ended == (layer == 6)
+    assert env.steps_taken[0] == 21 and env.index == 7  # practice has touched nothing
+    assert practice.compressor is not env.compressor and isinstance(practice.compressor, Guess)
+
+
+# ---- the planner
+
+
+def played(env: HSQEnv, *plans: list[int]) -> SurrogatePlanner:
+    planner, log = SurrogatePlanner(env, seed=0), SearchLog(lambda line: None)
+    for plan in plans:
+        learn_from_rollouts(planner, rollout(KeepBest(env), plan, "given", log))
+    return planner
+
+
+def test_every_step_counts_once(tiny: TinyTask) -> None:
+    planner = played(make(tiny), [8] * 7, [8] * 4 + [4] * 3, [8] * 7)
+    assert planner.model.steps == 7 + 3
+
+
+def test_the_best_plan_is_remembered_for_every_target_that_it_reaches(tiny: TinyTask) -> None:
+    env = make(tiny, target_ratio=(5.0, 9.0))
+    planner = SurrogatePlanner(env, seed=0)
+    planner.learn([4] * 7, [0.1] * 7, 5.0, 6.0)
+    assert set(planner.best) == {5.0}
+    planner.learn([3] * 7, [0.05] * 7, 9.0, 12.0)
+    assert [planner.best[t].choices for t in (5.0, 9.0)] == [[3] * 7] * 2 and planner.best[5.0].divergence == 0.05
+    planner.learn([2] * 7, [0.3] * 7, 9.0, 10.0)
+    assert planner.best[9.0].choices == [3] * 7
+
+
+@pytest.mark.parametrize("target", [6.0, 10.0])
+def test_proposals_fit_the_budget_and_differ_from_the_best(tiny: TinyTask, target: float) -> None:
+    env = make(tiny, target_ratio=target)
+    planner = SurrogatePlanner(env, seed=0)
+    assert planner.propose(target) is None
+    learn_from_rollouts(planner, rollout(KeepBest(env), [4] * 7, "given", SearchLog(lambda line: None)))
+    best, seen = planner.best[target], set()
+    for _ in range(30):
+        plan = planner.propose(target)
+        assert plan is not None and sum(env.sizes[range(7), plan]) <= env.budget.limit
+        seen.add(tuple(plan))
+    assert len(seen) > 3 and sum(plan == tuple(best.choices) for plan in seen) == 0
+
+
+def test_a_planner_finds_what_a_table_hides(tiny: TinyTask) -> None:
+    """The table says that the choices of all layers are alike; measuring shows that they are not."""
+    env = make(tiny, target_ratio=9.0)
+    env.sensitivities[:] = env._repaired[:] = env.sensitivities.mean(axis=0)  # type: ignore[index]
+    search, log = PlannerSearch(env, 0), SearchLog(lambda line: None)
+    scores = []
+    for _ in range(25):
+        plan = search.propose()
+        assert plan is not None
+        steps = rollout(KeepBest(env), plan, "planner", log)
+        search.told_steps(plan, [step[5]["divergence"] for step in steps], steps[-1][5]["ratio"])
+        scores.append(steps[-1][5]["divergence"])
+    assert min(scores[1:]) < 0.9 * scores[0]
+
+
+# ---- the agent
+
+
+def test_an_agent_practises_and_tries_proposals(tiny: TinyTask) -> None:
+    env = make(tiny, target_ratio=9.0)
+    planner = played(env, [4] * 7)
+    wrapped = ReturnToBest(KeepBest(env), seed=0)
+    agent: Any = make_agent("dqn", wrapped)
+    dyna = Dyna(planner, first=3, each=2, gradient_steps=1, proposals=1.0)
+    proposed: list[list[int]] = []
+    follow = wrapped.follow
+
+    def note(choices: list[int]) -> None:
+        proposed.append(choices)
+        follow(choices)
+
+    wrapped.follow = note  # type: ignore[method-assign]
+    agent.learn(14, callback=dyna)
+    assert dyna.practised == 3 + 2 * 2
+    assert agent.replay_buffer.size() == 14  # imagined steps are kept apart
+    assert dyna._replay.size() == 7 * 7
+    executed = agent.replay_buffer.actions[:14, 0, 0].reshape(2, 7).tolist()
+    assert executed == proposed[:2] and len(proposed) == 3
+
+
+def test_without_proposals_the_agent_decides(tiny: TinyTask) -> None:
+    env = make(tiny, target_ratio=9.0)
+    agent: Any = make_agent("dqn", ReturnToBest(KeepBest(env), seed=0))
+    dyna = Dyna(played(env, [4] * 7), first=0, each=0, proposals=0.0)
+    before = {name: tensor.clone() for name, tensor in agent.policy.state_dict().items()}
+    agent.learn(7, callback=[dyna])
+    assert dyna.practised == 0 and any((agent.policy.state_dict()[n] != t).any() for n, t in before.items())
+
+
+def test_a_search_with_a_surrogate_keeps_its_budget(tiny: TinyTask) -> None:
+    env, log = make(tiny, target_ratio=9.0), SearchLog(lambda line: None)
+    Explorer("dqn", episodes=None, evaluations=40).run(env, log)
+    assert 35 <= env.evaluations <= 40
+    assert min(e.divergence for e in log.episodes) <= log.episodes[0].divergence
