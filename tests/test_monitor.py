@@ -1,0 +1,105 @@
+"""A finished model on new images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_task import TinyNet, TinyTask
+
+import agents.monitor
+from agents.find import Explorer
+from agents.monitor import Verdict, explorer_from, monitor, read_run
+from agents.search import search
+from detectors.errors import InputError
+
+QUIET: dict[str, Any] = {"say": lambda line: None, "finetune_steps": 2, "target_ratio": 7.0}
+
+
+class Spec:
+    """Builds the tiny network."""
+
+    def build_folded(self) -> torch.nn.Module:
+        return TinyNet()
+
+
+@pytest.fixture(scope="module")
+def run(tiny: TinyTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    search(tiny, out, Explorer("dqn", episodes=2, surrogate=False), **QUIET)
+    return out
+
+
+@pytest.fixture
+def new_images(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked for is the tiny task."""
+    asked: list[Any] = []
+
+    def make(dataset: str, detector: None, teacher: Path, splits: Any) -> TinyTask:
+        asked.append((dataset, teacher, splits))
+        task = TinyTask()
+        task.spec, task.device = Spec(), torch.device("cpu")  # type: ignore[attr-defined]
+        return task
+
+    monkeypatch.setattr(agents.monitor, "detection_task", make)
+    return asked
+
+
+def test_the_same_images_give_what_the_run_measured(run: Path, new_images: list[Any]) -> None:
+    result = json.loads((run / "result.json").read_text())
+    verdict, _task = monitor(run, "photos", None, ("a", "b"))
+    assert new_images == [("photos", run / "teacher.safetensors", ("a", "b"))]
+    assert (verdict.model, verdict.teacher) == (result["methods"]["hsq"]["map"], result["teacher"]["map"])
+    assert verdict.accuracy == pytest.approx(verdict.claimed) and verdict.meets
+    assert verdict.target == pytest.approx(verdict.claimed - 0.01)
+    assert "the target is met." in verdict.sentence("photos")
+
+
+def test_a_target_may_be_missed(run: Path, new_images: list[Any]) -> None:
+    verdict, _ = monitor(run, "photos", target_accuracy=1.2)
+    assert not verdict.meets
+    assert verdict.sentence("photos").startswith("photos: mAP ") and "search again with --retrain" in verdict.sentence(
+        ""
+    )
+
+
+def test_verdicts_by_hand() -> None:
+    assert Verdict(teacher=0.8, model=0.76, target=0.95, claimed=0.97).meets
+    assert not Verdict(teacher=0.8, model=0.759, target=0.95, claimed=0.97).meets
+
+
+def test_a_search_goes_on_with_the_old_policy_and_replay(tiny: TinyTask, run: Path, tmp_path: Path) -> None:
+    explorer = explorer_from(run, Explorer(episodes=1, surrogate=False))
+    assert (explorer.algo, explorer.continue_from) == ("dqn", run)
+    agents_seen: list[Any] = []
+    explorer_run = Explorer.run
+
+    def watch(self: Explorer, env: Any, log: Any, logs: Any = None, on_agent: Any = None) -> Any:
+        def note(agent: Any) -> None:
+            agents_seen.append((agent, agent.replay_buffer.size(), agent.policy.state_dict()["q_net.q_net.0.weight"]))
+            on_agent(agent)
+
+        return explorer_run(self, env, log, logs, note)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Explorer, "run", watch)
+        search(tiny, tmp_path / "new", explorer, **QUIET)
+    _, size, _ = agents_seen[0]
+    assert size == 7 + 2 * 7 - 1  # the old run's rollout and episodes; SB3 does not store the step it stops at
+    assert (tmp_path / "new" / "result.json").is_file()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"teacher": {}}'])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(InputError, match="is not the folder of a finished search"):
+        read_run(tmp_path)
+
+
+def test_a_run_without_a_policy_cannot_be_continued(tiny: TinyTask, tmp_path: Path) -> None:
+    search(tiny, tmp_path / "run", Explorer("greedy", episodes=None), **QUIET)
+    with pytest.raises(InputError, match="its search was 'greedy', which learns nothing"):
+        explorer_from(tmp_path / "run", Explorer())
