@@ -96,6 +96,8 @@ class EpisodeRecorder(BaseCallback):
             self.on_progress(info)
             if "plan" in info:
                 self._finish(worker, info)
+            elif self.locals["dones"][worker]:  # given up
+                self._rewards[worker], self._started[worker] = 0.0, time.monotonic()
         if self.episodes is not None and self.finished >= self.episodes:
             return False
         return self.deadline is None or time.monotonic() < self.deadline

@@ -85,8 +85,9 @@ class StepRegression(BaseCallback):
             if info.get("evaluations_spent"):
                 continue
             self.add(worker, info)
-            if "plan" in info:
+            if self.locals["dones"][worker]:
                 self._walks[worker] = ([], 1.0)
+            if "plan" in info:
                 self._episodes += 1
                 if self._episodes % self.every == 0:
                     self._fit()

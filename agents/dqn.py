@@ -19,7 +19,7 @@ HYPERPARAMETERS: dict[str, Any] = {
     "replay_buffer_class": NStepReplayBuffer,
     "replay_buffer_kwargs": {"n_steps": 4, "gamma": 1.0},
     "train_freq": 1,
-    "gradient_steps": 4,  # a real step costs hundreds of times more than a gradient step
+    "gradient_steps": 1,  # most are taken in practice (agents/dyna.py)
     "target_update_interval": 144,  # two episodes
     "exploration_fraction": 0.5,
     "exploration_initial_eps": 0.1,  # seven layers of an episode, around what the seeds did

@@ -23,8 +23,7 @@ class Dyna(BaseCallback):
     :param first: practice episodes before the first real one
     :param each: practice episodes after each real one
     :param gradient_steps: per practice episode
-    :param proposals: share of real episodes that follow a plan of the model's from the first layer on; the agent
-        decides the others
+    :param proposals: share of real episodes that are the model's, probes and plans; the agent decides the others
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class Dyna(BaseCallback):
         first: int = 100,
         each: int = 8,
         gradient_steps: int = 10,
-        proposals: float = 0.5,
+        proposals: float = 0.97,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -44,10 +43,11 @@ class Dyna(BaseCallback):
         self._practice: HSQEnv | None = None
         self._replay: Any = None
         self._seen: list[list[float]] = []
+        self._executed: list[list[int]] = []
 
     def _on_training_start(self) -> None:
         workers = self.training_env.num_envs
-        self._seen = [[] for _ in range(workers)]
+        self._seen, self._executed = [[] for _ in range(workers)], [[] for _ in range(workers)]
         model = self.model
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             self._practice = practice_env(self.planner.env, self.planner.model)
@@ -67,13 +67,16 @@ class Dyna(BaseCallback):
             if info.get("evaluations_spent"):
                 continue
             self._seen[worker].append(np.nan if info["diverged"] else info["divergence"])
-            if "plan" not in info:
+            self._executed[worker].append(self.planner.env.actions.decode(info["executed_action"]))
+            if not self.locals["dones"][worker]:
                 continue
-            choices = executed_choices(self.planner.env, info["plan"])
+            whole = "plan" in info
             if np.isfinite(self._seen[worker]).all():
-                self.planner.learn(choices, self._seen[worker], info["target_ratio"], info["ratio"])
-            self._seen[worker] = []
-            self._practise(self.each)
+                ratio = info["ratio"] if whole else None
+                self.planner.learn(self._executed[worker], self._seen[worker], info["target_ratio"], ratio)
+            self._seen[worker], self._executed[worker] = [], []
+            if whole:
+                self._practise(self.each)
             self._propose(worker)
         return True
 
@@ -82,7 +85,7 @@ class Dyna(BaseCallback):
         if self._rng.random() >= self.proposals:
             return
         target = self.training_env.get_attr("target_ratio", worker)[0]
-        plan = self.planner.propose(target)
+        plan = self.planner.next(target)
         if plan is not None:
             self.training_env.env_method("follow", plan, indices=worker)
 

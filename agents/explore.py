@@ -47,8 +47,11 @@ class SearchesPlans(Protocol):
     def start_episode(self) -> bool:
         """Whether there is anything left to try."""
 
+    def gives_up(self) -> bool:
+        """Whether the present episode should end here."""
+
     def end_episode(self, info: dict[str, Any]) -> None:
-        """What came of it: the info of the last step."""
+        """What came of it: the info of the last step, without a ``plan`` if the episode was given up."""
 
 
 @dataclass
@@ -161,7 +164,7 @@ def play(
         info = play_episode(policy, env, source, log, target)
         if info is None:
             return
-        played += 1
+        played += "plan" in info
         if isinstance(policy, SearchesPlans):
             policy.end_episode(info)
 
@@ -183,6 +186,8 @@ def play_episode(
         observation = following
         if terminated:
             log.note(Episode.of(source, info, total, time.monotonic() - started), info)
+            return info
+        if isinstance(policy, SearchesPlans) and policy.gives_up():
             return info
 
 

@@ -21,12 +21,13 @@ class PlanAgent:
         self.finished = False  # nothing is left to try
         self._plan: list[int] = []
         self._divergences: list[float] = []
+        self._executed: list[int] = []
 
     def start_episode(self) -> bool:
         """Ask for a plan; whether there is one."""
         proposed = self.proposer.propose()
         self.finished = proposed is None
-        self._plan, self._divergences = proposed or [], []
+        self._plan, self._divergences, self._executed = proposed or [], [], []
         return not self.finished
 
     def predict(
@@ -47,14 +48,20 @@ class PlanAgent:
         """Note what a step did."""
         info = transition[5]
         self._divergences.append(np.nan if info["diverged"] else info["divergence"])
+        self._executed.append(self.env.actions.decode(info["executed_action"]))
+
+    def gives_up(self) -> bool:
+        """Whether the beginning of a plan was all that was to be played."""
+        return len(self._executed) >= len(self._plan)
 
     def end_episode(self, info: dict[str, Any]) -> None:
         """Tell the proposer.
 
         :param info: of the episode's last step, with the ``score`` that ``KeepBest`` gives
         """
-        executed = [self.env.choices.index(choice) for choice in info["plan"].choices]
-        self.proposer.told(executed, info.get("score", float("-inf")), info["ratio"])
+        whole = "plan" in info
+        if whole:
+            self.proposer.told(self._executed, info.get("score", float("-inf")), info["ratio"])
         if isinstance(self.proposer, LearnsFromDivergences) and np.isfinite(self._divergences).all():
-            self.proposer.told_steps(executed, self._divergences, info["ratio"])
+            self.proposer.told_steps(self._executed, self._divergences, info["ratio"] if whole else None)
         self._plan = []

@@ -30,7 +30,10 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
         self._proposed: list[int] = []
 
     def follow(self, choices: list[int]) -> None:
-        """Play a whole plan in the present episode, from the layer to come on, whatever the agent says."""
+        """Play a plan in the present episode, whatever the agent says; only its beginning, if it is shorter.
+
+        An episode of which only the beginning is played is truncated then.
+        """
         self._proposed = list(choices)
 
     def know(
@@ -71,6 +74,7 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
             alphas = self._alphas.get(env.target_ratio)
             action = env.actions.encode(self._plan()[env.index], alphas[env.index] if alphas else env.alpha)
         observation, reward, terminated, truncated, info = self.env.step(action)
+        truncated = truncated or (not terminated and env.index == len(self._proposed) > 0)
         if "score" in info:
             executed = [env.choices.index(choice) for choice in info["plan"].choices]
             self.know(executed, info["score"], env.target_ratio, env.get_state().alphas)

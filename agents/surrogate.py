@@ -21,8 +21,8 @@ Array = NDArray[np.float64]
 
 BIAS = 0.05  # divergence that a step may add whatever is chosen
 LAYER_SPREAD = 0.5  # prior deviation of a layer's slope
-CHOICE_SPREAD, CHOICE_FLOOR = 0.3, 0.01  # of a single choice's damage: relative, absolute
-NOISE_SHARE, NOISE_FLOOR = 0.3, 0.02  # of a measured step: relative to the sensitivity, absolute
+CHOICE_SPREAD, CHOICE_FLOOR = 0.5, 0.01  # of a single choice's damage: relative, absolute
+NOISE_SHARE, NOISE_FLOOR = 0.03, 0.003  # of a measured step: relative to the sensitivity, absolute
 PRIOR_SLOPE = 0.6  # of the repaired sensitivity: damages together are less than the sum of each alone
 
 
@@ -86,6 +86,16 @@ class DamageModel:
         if rng is None or not spread:
             return mean
         return np.asarray(mean + spread * np.linalg.solve(factor.T, rng.standard_normal(len(mean))))
+
+    def deviations(self, before: Array) -> Array:
+        """Posterior deviation of the damage of every choice of every layer, (layers, choices).
+
+        :param before: divergence before each layer, (layers,)
+        """
+        k, c = np.divmod(np.arange(self.raw.size), self.choices)
+        _, factor = self._solve()
+        spread = np.linalg.solve(factor, self.features(k, c, before[k]).T)
+        return np.asarray(np.sqrt((spread**2).sum(axis=0)).reshape(self.raw.shape))
 
     def damage(self, layers: Any, choices: Any, before: Any, weights: Array | None = None) -> Array:
         """Expected rise of the divergence, (N,)."""

@@ -7,7 +7,8 @@ import pytest
 from tiny_task import TinyTask
 
 from agents.algorithms import make_agent
-from agents.baselines.planner import PlannerSearch, SurrogatePlanner
+from agents.baselines import planner as planner_module
+from agents.baselines.planner import SurrogatePlanner
 from agents.dyna import Dyna, learn_from_rollouts
 from agents.explore import SearchLog, rollout
 from agents.find import Explorer
@@ -141,38 +142,58 @@ def test_the_best_plan_is_remembered_for_every_target_that_it_reaches(tiny: Tiny
 
 
 @pytest.mark.parametrize("target", [6.0, 10.0])
-def test_proposals_fit_the_budget_and_differ_from_the_best(tiny: TinyTask, target: float) -> None:
+def test_probes_and_plans_fit_the_budget_and_are_new(tiny: TinyTask, target: float) -> None:
     env = make(tiny, target_ratio=target)
     planner = SurrogatePlanner(env, seed=0)
-    assert planner.propose(target) is None
+    assert planner.next(target) is None
     learn_from_rollouts(planner, rollout(KeepBest(env), [4] * 7, "given", SearchLog(lambda line: None)))
-    best, seen = planner.best[target], set()
-    for _ in range(30):
-        plan = planner.propose(target)
-        assert plan is not None and sum(env.sizes[range(7), plan]) <= env.budget.limit
-        seen.add(tuple(plan))
-    assert len(seen) > 3 and sum(plan == tuple(best.choices) for plan in seen) == 0
+    best = planner.best[target].choices
+    probes = planner.probes(target, 10)
+    assert 0 < len(probes) <= 10 and [len(p) for p in probes] == sorted(len(p) for p in probes)
+    for probe in probes:
+        at = len(probe) - 1
+        assert probe[:at] == best[:at] and probe[at] != best[at]
+        assert env.budget.mask(at, sum(int(env.sizes[k, c]) for k, c in enumerate(probe[:at])))[probe[at]]
+    plans = [planner.propose(target) for _ in range(5)]
+    assert all(sum(env.sizes[range(7), plan]) <= env.budget.limit for plan in plans)
+
+
+def test_what_was_probed_is_not_probed_again(tiny: TinyTask) -> None:
+    env = make(tiny, target_ratio=9.0)
+    planner = played(env, [4] * 7)
+    first = planner.next(9.0)
+    assert first is not None and len(first) <= 7
+    planner.learn(first, [0.1 * (k + 1) for k in range(len(first))], 9.0, None)
+    assert planner.best[9.0].choices == played(env, [4] * 7).best[9.0].choices  # a probe is no plan
+    assert first not in planner.probes(9.0, 100)
+
+
+def test_deviations_shrink_where_something_was_measured() -> None:
+    raw, repaired = tables()
+    model = DamageModel(raw, repaired)
+    before = model.deviations(np.zeros(LAYERS))
+    model.add([2], [1], [0.0], [0.4])
+    after = model.deviations(np.zeros(LAYERS))
+    assert (after <= before + 1e-12).all() and after[2, 1] < 0.5 * before[2, 1]
+    draws = np.stack([model.table(np.zeros(LAYERS), model.weights(np.random.default_rng(i))) for i in range(2000)])
+    assert draws.std(axis=0) == pytest.approx(after, rel=0.1)
 
 
 def test_a_planner_finds_what_a_table_hides(tiny: TinyTask) -> None:
     """The table says that the choices of all layers are alike; measuring shows that they are not."""
     env = make(tiny, target_ratio=9.0)
     env.sensitivities[:] = env._repaired[:] = env.sensitivities.mean(axis=0)  # type: ignore[index]
-    search, log = PlannerSearch(env, 0), SearchLog(lambda line: None)
-    scores = []
-    for _ in range(25):
-        plan = search.propose()
-        assert plan is not None
-        steps = rollout(KeepBest(env), plan, "planner", log)
-        search.told_steps(plan, [step[5]["divergence"] for step in steps], steps[-1][5]["ratio"])
-        scores.append(steps[-1][5]["divergence"])
-    assert min(scores[1:]) < 0.9 * scores[0]
+    log = SearchLog(lambda line: None)
+    Explorer("planner", episodes=None, evaluations=150).run(env, log)
+    assert min(e.divergence for e in log.episodes) < 0.9 * log.episodes[0].divergence
+    assert 100 < env.evaluations <= 150
 
 
 # ---- the agent
 
 
-def test_an_agent_practises_and_tries_proposals(tiny: TinyTask) -> None:
+def test_an_agent_practises_and_tries_proposals(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner_module, "PROBES", 0)
     env = make(tiny, target_ratio=9.0)
     planner = played(env, [4] * 7)
     wrapped = ReturnToBest(KeepBest(env), seed=0)
@@ -192,6 +213,19 @@ def test_an_agent_practises_and_tries_proposals(tiny: TinyTask) -> None:
     assert dyna._replay.size() == 7 * 7
     executed = agent.replay_buffer.actions[:14, 0, 0].reshape(2, 7).tolist()
     assert executed == proposed[:2] and len(proposed) == 3
+
+
+def test_probes_cost_one_evaluation_each(tiny: TinyTask) -> None:
+    env = make(tiny, target_ratio=9.0)
+    planner = played(env, [4] * 7)
+    wrapped = ReturnToBest(KeepBest(env), seed=0)
+    agent: Any = make_agent("dqn", wrapped)
+    before, steps = env.evaluations, planner.model.steps
+    agent.learn(30, callback=Dyna(planner, first=0, each=0, proposals=1.0))
+    ends = np.flatnonzero(agent.replay_buffer.dones[:30, 0])
+    assert len(ends) >= 4 and agent.replay_buffer.timeouts[ends, 0].all()  # given up, so that values are bootstrapped
+    assert planner.model.steps - steps <= env.evaluations - before
+    assert env.evaluations - before <= len(ends) + 1
 
 
 def test_without_proposals_the_agent_decides(tiny: TinyTask) -> None:

@@ -1,4 +1,9 @@
-"""Plans from a learned model of damages: an integer program over what the model believes, drawn from its posterior."""
+"""Plans from a learned model of damages: probes where they tell most, then an integer program over what is believed.
+
+A probe returns to the best plan up to a layer, which costs nothing, takes one other choice there and looks at what it
+does, which costs one evaluation; nothing of the rest is measured. So the model learns what every promising choice does
+after the choices that were made before it and after the repair, which no table of single layers can tell.
+"""
 
 from dataclasses import dataclass
 
@@ -9,10 +14,11 @@ from agents.baselines.plans import byte_limit, integer_program, warm_starts
 from agents.surrogate import DamageModel
 from hsq_env.env import HSQEnv
 
-SPREAD = 0.5  # of the draws, in posterior deviations
-WHOLE_EVERY = 4  # a plan from the first layer on; the others keep the best plan's beginning, which costs nothing
+PROBES = 40  # between two plans
 FLOOR = 1e-6  # of the repaired sensitivities, added so that damages believed to be none are not all alike
-JITTER = 0.3  # logarithmic, of damages where the model would only repeat the best plan
+CHANGE_PRICES = (-3.0, -1.7)  # powers of ten, as a share of the best plan's divergence
+MARGIN = 0.02  # share of the bytes by which the price of a byte is found
+OPTIMISM = 1.0  # posterior deviations that a choice is given credit for when probes are chosen
 
 
 @dataclass(frozen=True)
@@ -29,30 +35,8 @@ class Best:
     divergence: float
 
 
-class PlannerSearch:
-    """The planner as a search of its own, without any agent: what the learned model is worth alone.
-
-    Begins with the integer programs' plans, then proposes from the model and learns from every measured step.
-    """
-
-    def __init__(self, env: HSQEnv, seed: int) -> None:
-        self._planner = SurrogatePlanner(env, seed)
-        self._starts = warm_starts(env)
-
-    def propose(self) -> list[int] | None:
-        """See ``Proposer``."""
-        return self._starts.pop(0) if self._starts else self._planner.propose(self._planner.env.target_ratio)
-
-    def told(self, choices: list[int], score: float, ratio: float) -> None:
-        """Everything is learned from the steps."""
-
-    def told_steps(self, choices: list[int], divergences: list[float], ratio: float) -> None:
-        """See ``LearnsFromDivergences``."""
-        self._planner.learn(choices, divergences, self._planner.env.target_ratio, ratio)
-
-
 class SurrogatePlanner:
-    """Learns from measured steps and proposes plans (Thompson sampling with an integer program as oracle).
+    """Learns from measured steps and says what to measure next.
 
     :param env: sizes, budgets, sensitivities
     """
@@ -62,47 +46,118 @@ class SurrogatePlanner:
         self.model = DamageModel(env.sensitivities, env.repaired_sensitivities)
         self.best: dict[float | None, Best] = {}
         self._rng = np.random.default_rng(seed)
-        self._proposed = 0
         self._seen: set[tuple[int, ...]] = set()  # prefixes, lest a step counts twice
+        self._probes: dict[float | None, list[list[int]]] = {}
+        self._tried: set[tuple[int, ...]] = set()
 
-    def learn(self, choices: list[int], divergences: list[float], target: float | None, ratio: float) -> None:
-        """Take note of an episode.
+    def learn(self, choices: list[int], divergences: list[float], target: float | None, ratio: float | None) -> None:
+        """Take note of an episode or of its beginning.
 
         :param choices: executed, per layer
         :param divergences: after each layer
         :param target: that the episode had; a plan that reaches the ratio of another counts for that one too
+        :param ratio: of a finished plan; None for one that was given up
         """
         before = np.r_[0.0, divergences[:-1]]
         new = [k for k in range(len(choices)) if tuple(choices[: k + 1]) not in self._seen]
         self._seen.update(tuple(choices[: k + 1]) for k in new)
         at = np.array(new, dtype=np.int64)
         self.model.add(at, np.array(choices)[at], before[at], np.array(divergences)[at])
+        if ratio is None or len(choices) < len(self.env.layers):
+            return
         for aim in self.env.budgets:
             known = self.best.get(aim)
             reaches = aim == target or (aim is not None and ratio >= aim)
-            if reaches and np.isfinite(divergences[-1]) and (known is None or divergences[-1] < known.divergence):
+            if reaches and (known is None or divergences[-1] < known.divergence):
                 self.best[aim] = Best(list(choices), before, divergences[-1])
+                self._probes.pop(aim, None)  # they belonged to the plan before
 
-    def propose(self, target: float | None) -> list[int] | None:
-        """A plan for the environment's budget that may be better than the best; None before any was measured."""
-        best = self.best.get(target)
-        if best is None:
+    def next(self, target: float | None) -> list[int] | None:
+        """What to play: a probe, which is shorter than a plan, or a plan; None before any plan was measured."""
+        if target not in self.best:
             return None
-        env, layers = self.env, len(best.choices)
-        self._proposed += 1
-        start = 0 if self._proposed % WHOLE_EVERY == 0 else self._late_layer(layers)
-        costs = self.model.table(best.before, self.model.weights(self._rng, SPREAD)).clip(0.0)
-        costs += FLOOR * self.model.repaired
-        limit = byte_limit(env, target) - float(sum(env.sizes[k, best.choices[k]] for k in range(start)))
-        for jitter in (0.0, JITTER, 3 * JITTER):
-            noisy = costs * np.exp(jitter * self._rng.standard_normal(costs.shape))
-            rest = integer_program(noisy[start:], env.sizes[start:], limit)
-            plan = [*best.choices[:start], *(int(i) for i in rest)]
-            if plan != best.choices:
-                return plan
+        if target not in self._probes:
+            self._probes[target] = self.probes(target, PROBES)
+        if self._probes[target]:
+            return self._probes[target].pop(0)
+        del self._probes[target]
+        return self.propose(target)
+
+    def probes(self, target: float | None, count: int) -> list[list[int]]:
+        """The choices that most likely improve the best plan, each as the plan's beginning with that choice last.
+
+        A choice is judged by its damage, less the uncertainty's credit, and its bytes at the price that the budget
+        puts on them.
+        """
+        best, sizes = self.best[target], self.env.sizes
+        costs = self._costs(best)
+        rows = np.arange(len(best.choices))
+        worth = costs + self._price_of_a_byte(costs, target) * sizes
+        gain = worth[rows, best.choices][:, None] - worth + OPTIMISM * self.model.deviations(best.before)
+        gain[rows, best.choices] = -np.inf
+        for k in range(len(rows)):
+            for c in range(sizes.shape[1]):
+                if (*best.choices[:k], c) in self._seen:
+                    gain[k, c] = -np.inf
+        order = np.argsort(-gain, axis=None, kind="stable")[:count]
+        places = sorted(divmod(int(i), sizes.shape[1]) for i in order if gain.flat[i] > 0)
+        return [[*best.choices[:k], c] for k, c in places if self._fits(best.choices[:k], k, c, target)]
+
+    def _fits(self, before: list[int], layer: int, choice: int, target: float | None) -> bool:
+        spent = sum(int(self.env.sizes[k, c]) for k, c in enumerate(before))
+        return bool(self.env.budgets[target].mask(layer, spent)[choice])
+
+    def propose(self, target: float | None) -> list[int]:
+        """The integer program's plan over what the model believes after the best plan's choices.
+
+        A change from the best plan has to promise something, how much is drawn anew for every proposal: without a
+        price, a plan would gather all the choices that the model happens to be too hopeful about.
+        """
+        best, limit = self.best[target], byte_limit(self.env, target)
+        costs = self._costs(best)
+        for power in (self._rng.uniform(*CHANGE_PRICES), CHANGE_PRICES[0], -9.0):
+            prices = np.full(costs.shape, best.divergence * 10.0**power)
+            prices[np.arange(len(costs)), best.choices] = 0.0
+            plan = [int(i) for i in integer_program(costs + prices, self.env.sizes, limit)]
+            if tuple(plan) not in self._tried:
+                break
+        self._tried.add(tuple(plan))
         return plan
 
-    def _late_layer(self, layers: int) -> int:
-        """Drawn with a probability that grows linearly: leaving late costs few measurements."""
-        weights = np.arange(1, layers + 1)
-        return int(self._rng.choice(layers, p=weights / weights.sum()))
+    def _costs(self, best: Best) -> NDArray[np.float64]:
+        """Damage of every choice after the best plan's choices; its own as they were measured."""
+        costs = self.model.table(best.before)
+        after = np.r_[best.before[1:], best.divergence]
+        costs[np.arange(len(costs)), best.choices] = after - best.before
+        return np.asarray(costs - costs.min(axis=1, keepdims=True) + FLOOR * self.model.repaired)
+
+    def _price_of_a_byte(self, costs: NDArray[np.float64], target: float | None) -> float:
+        """What the plan would gain from a byte more."""
+        limit, sizes = byte_limit(self.env, target), self.env.sizes
+        least = float(sizes.min(axis=1).sum())
+        ends = max(least, limit * (1 - MARGIN)), limit * (1 + MARGIN)
+        rows = np.arange(len(costs))
+        low, high = (costs[rows, integer_program(costs, sizes, end)].sum() for end in ends)
+        return max(0.0, float(low - high)) / (ends[1] - ends[0])
+
+
+class PlannerSearch:
+    """The planner as a search of its own, without any agent: what the learned model is worth alone.
+
+    Begins with the integer programs' plans, then probes and proposes.
+    """
+
+    def __init__(self, env: HSQEnv, seed: int) -> None:
+        self._planner = SurrogatePlanner(env, seed)
+        self._starts = warm_starts(env)
+
+    def propose(self) -> list[int] | None:
+        """See ``Proposer``."""
+        return self._starts.pop(0) if self._starts else self._planner.next(self._planner.env.target_ratio)
+
+    def told(self, choices: list[int], score: float, ratio: float) -> None:
+        """Everything is learned from the steps."""
+
+    def told_steps(self, choices: list[int], divergences: list[float], ratio: float | None) -> None:
+        """See ``LearnsFromDivergences``."""
+        self._planner.learn(choices, divergences, self._planner.env.target_ratio, ratio)

@@ -22,7 +22,10 @@ class Proposer(Protocol):
     """What ``PlanAgent`` turns into an agent."""
 
     def propose(self) -> list[int] | None:
-        """The next plan, as the index of the choice per layer; None if there is nothing left to try."""
+        """The next plan, as the index of the choice per layer; None if there is nothing left to try.
+
+        A shorter list is the beginning of a plan, after which the episode is given up.
+        """
 
     def told(self, choices: list[int], score: float, ratio: float) -> None:
         """What came of a plan.
@@ -37,8 +40,8 @@ class Proposer(Protocol):
 class LearnsFromDivergences(Protocol):
     """A proposer with this method is told of every step of its plan."""
 
-    def told_steps(self, choices: list[int], divergences: list[float], ratio: float) -> None:
-        """The executed choices and the divergence after each; only where all are numbers."""
+    def told_steps(self, choices: list[int], divergences: list[float], ratio: float | None) -> None:
+        """The executed choices and the divergence after each, only where all are numbers; the ratio of whole plans."""
 
 
 class Listed:
