@@ -26,6 +26,8 @@ class Dyna(BaseCallback):
     :param proposals: share of real episodes that are the model's, probes and plans; the agent decides the others
     """
 
+    gives_up_episodes = True  # so that steps do not tell how many episodes there have been
+
     def __init__(
         self,
         planner: SurrogatePlanner,
@@ -85,9 +87,9 @@ class Dyna(BaseCallback):
         if self._rng.random() >= self.proposals:
             return
         target = self.training_env.get_attr("target_ratio", worker)[0]
-        plan = self.planner.next(target)
-        if plan is not None:
-            self.training_env.env_method("follow", plan, indices=worker)
+        proposal = self.planner.next(target)
+        if proposal is not None:
+            self.training_env.env_method("follow", proposal.choices, proposal.ceilings, indices=worker)
 
     def _practise(self, episodes: int) -> None:
         """Imagined episodes with the agent's exploration, and gradient steps on them."""

@@ -235,6 +235,7 @@ def train_agent(
 
         deadline = None if time_budget is None else time.monotonic() + time_budget
         recorder = EpisodeRecorder(source, log.note, episodes, deadline, on_progress)
-        rounds = math.ceil((episodes or UNLIMITED_EPISODES) / agent.n_envs)
+        unlimited = episodes is None or any(getattr(c, "gives_up_episodes", False) for c in callbacks)
+        rounds = math.ceil((UNLIMITED_EPISODES if unlimited else episodes or 0) / agent.n_envs)
         limit = rounds * agent.n_envs * layers
         agent.learn(total_timesteps=limit, callback=CallbackList([*callbacks, recorder]))

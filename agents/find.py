@@ -194,7 +194,7 @@ class Explorer:
         """The surrogate needs a plan to start from, and agents that learn from what others decided."""
         if not (self.surrogate and self.returns and seeds):
             return []
-        planner = SurrogatePlanner(env, self.seed)
+        planner = SurrogatePlanner(env, self.seed, repaired="ilp_repaired" in self.warm_start)
         learn_from_rollouts(planner, seeds)
         return [Dyna(planner, seed=self.seed)]
 

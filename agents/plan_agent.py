@@ -51,8 +51,11 @@ class PlanAgent:
         self._executed.append(self.env.actions.decode(info["executed_action"]))
 
     def gives_up(self) -> bool:
-        """Whether the beginning of a plan was all that was to be played."""
-        return len(self._executed) >= len(self._plan)
+        """Whether the beginning of a plan was all that was to be played, or has shown enough."""
+        if len(self._executed) >= len(self._plan):
+            return True
+        proposer = self.proposer
+        return isinstance(proposer, LearnsFromDivergences) and not proposer.worth_going_on(self._divergences)
 
     def end_episode(self, info: dict[str, Any]) -> None:
         """Tell the proposer.

@@ -28,13 +28,14 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
         self._rng = np.random.default_rng(seed)
         self._until = 0
         self._proposed: list[int] = []
+        self._ceilings: list[float] = []
 
-    def follow(self, choices: list[int]) -> None:
+    def follow(self, choices: list[int], ceilings: list[float]) -> None:
         """Play a plan in the present episode, whatever the agent says; only its beginning, if it is shorter.
 
-        An episode of which only the beginning is played is truncated then.
+        :param ceilings: divergence after each layer above which the episode is truncated, as it is after a beginning
         """
-        self._proposed = list(choices)
+        self._proposed, self._ceilings = list(choices), list(ceilings)
 
     def know(
         self, choices: list[int], score: float, target: float | None, alphas: Sequence[float] | None = None
@@ -74,7 +75,9 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
             alphas = self._alphas.get(env.target_ratio)
             action = env.actions.encode(self._plan()[env.index], alphas[env.index] if alphas else env.alpha)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        truncated = truncated or (not terminated and env.index == len(self._proposed) > 0)
+        if self._proposed and not (terminated or truncated):
+            at = env.index - 1
+            truncated = env.index == len(self._proposed) or not info["divergence"] <= self._ceilings[at]
         if "score" in info:
             executed = [env.choices.index(choice) for choice in info["plan"].choices]
             self.know(executed, info["score"], env.target_ratio, env.get_state().alphas)

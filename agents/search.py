@@ -143,8 +143,8 @@ def _evaluating_itself(
 
 
 def _plain(note: Any) -> Any:
-    """Records as dictionaries."""
-    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in note]
+    """Records as dictionaries, tuples as lists, as JSON has them."""
+    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else list(row) for row in note]
 
 
 def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:

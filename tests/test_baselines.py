@@ -16,6 +16,7 @@ from agents.baselines.plans import (
     random_choices,
     uniform_choices,
     uniform_plan,
+    warm_starts,
 )
 from agents.baselines.proposers import LocalSearch, OptunaSearch
 from detectors.errors import InputError
@@ -166,8 +167,18 @@ def local(tiny: TinyTask, target: float | None = 8.0) -> tuple[HSQEnv, LocalSear
 
 def test_local_search_starts_from_the_integer_programs(tiny: TinyTask) -> None:
     env, search = local(tiny)
-    starts = [search.propose(), search.propose()]
-    assert starts == [integer_program_choices(env), integer_program_choices(env, env.repaired_sensitivities)]
+    starts = warm_starts(env)
+    assert [search.propose() for _ in starts] == starts
+
+
+def test_warm_starts_are_the_integer_programs_plans_once(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=8.0, finetune_steps=0)
+    plain = integer_program_choices(env)
+    env._repaired = env.sensitivities
+    assert warm_starts(env) == [plain]
+    env._repaired = env.sensitivities[:, ::-1].copy()
+    assert warm_starts(env) == [plain, integer_program_choices(env, env._repaired)]
+    assert warm_starts(env)[1] != plain
 
 
 @pytest.mark.parametrize("target", [8.0, 12.0, None])
@@ -222,7 +233,9 @@ def test_optuna_learns_from_what_it_is_told(tiny: TinyTask) -> None:
     """Many plans with the last choice everywhere, once that pays."""
     search = optuna_search(tiny, 1)
     found = []
-    for _ in range(60):
+    search.propose()  # the integer program's plan, not the sampler's
+    search.told([0] * 7, 0.0, 6.0)
+    for _ in range(100):
         plan = search.propose()
         found.append(sum(choice == 11 for choice in plan))
         search.told(plan, float(found[-1]), 6.0)
@@ -230,5 +243,14 @@ def test_optuna_learns_from_what_it_is_told(tiny: TinyTask) -> None:
 
 
 def test_the_same_seed_proposes_the_same(tiny: TinyTask) -> None:
-    one, same, other = (optuna_search(tiny, 1, seed).propose() for seed in (1, 1, 2))
-    assert one == same != other
+    """Behind the integer programs' plans, with which all begin."""
+    runs = []
+    for seed in (1, 1, 2):
+        search = optuna_search(tiny, 1, seed)
+        plans = []
+        for _ in range(4):
+            plans.append(search.propose())
+            search.told(plans[-1], 0.0, 6.0)
+        runs.append(plans)
+    one, same, other = runs
+    assert one == same and one[0] == other[0] and one[-1] != other[-1]

@@ -118,7 +118,7 @@ def test_corrupted_images_are_noticed_and_recovered_from(tiny: TinyTask) -> None
     assert max(rates[at : at + 7]) > 0.4 and rates[-1] <= 0.05  # exploration rose and fell again
     merits = [a.mse for a in callback.adjustments]
     assert min(merits[8:16]) > 0.1  # while the images are corrupted
-    assert min(merits[:8]) < 0.01 and np.median(merits[-8:]) < 0.01  # before, and again in the end
+    assert max(min(merits[:8]), np.median(merits[-8:])) < 0.15 * min(merits[8:16])  # before, and again in the end
 
 
 def test_agents_without_a_replay_go_on(tiny: TinyTask) -> None:

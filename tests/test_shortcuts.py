@@ -271,7 +271,10 @@ def test_switches_off_are_off(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -
 
     for shortcuts, expected in (
         (Shortcuts(), {"student": 2 + 4}),  # two search batches and the pool of four, once
-        (Shortcuts.none(), {"student": 3 * (2 + 2), "teacher": 3 * (2 + 2)}),  # two batches and two losses a step
+        (
+            Shortcuts.none(),
+            {"student": 3 * (2 + 2), "teacher": 3 * (2 + 2 + 2)},
+        ),  # two batches, for mAP and divergence, and two losses
     ):
         env = make(Counting(), shortcuts)
         env.reset()

@@ -14,11 +14,26 @@ from agents.baselines.plans import byte_limit, integer_program, warm_starts
 from agents.surrogate import DamageModel
 from hsq_env.env import HSQEnv
 
-PROBES = 40  # between two plans
+PROBES = 24  # in a round
+STARTS = (0.7, 0.45, 0.0)  # of a round's plans: the share of layers that stay as in the best plan, late changes first
+SLACK = 0.01  # share of the best divergence that a plan may lie above what the model expects before it is given up
 FLOOR = 1e-6  # of the repaired sensitivities, added so that damages believed to be none are not all alike
 CHANGE_PRICES = (-3.0, -1.7)  # powers of ten, as a share of the best plan's divergence
 MARGIN = 0.02  # share of the bytes by which the price of a byte is found
 OPTIMISM = 1.0  # posterior deviations that a choice is given credit for when probes are chosen
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to play next.
+
+    :param choices: a plan, or its beginning, after which the episode is given up
+    :param ceilings: divergence after each layer above which the plan cannot become the best any more, as far as the
+        model knows
+    """
+
+    choices: list[int]
+    ceilings: list[float]
 
 
 @dataclass(frozen=True)
@@ -39,15 +54,16 @@ class SurrogatePlanner:
     """Learns from measured steps and says what to measure next.
 
     :param env: sizes, budgets, sensitivities
+    :param repaired: begin with the sensitivities after a repair too, which cost a step per choice to measure
     """
 
-    def __init__(self, env: HSQEnv, seed: int = 0) -> None:
+    def __init__(self, env: HSQEnv, seed: int = 0, repaired: bool = True) -> None:
         self.env = env
-        self.model = DamageModel(env.sensitivities, env.repaired_sensitivities)
+        self.model = DamageModel(env.sensitivities, env.repaired_sensitivities if repaired else env.sensitivities)
         self.best: dict[float | None, Best] = {}
         self._rng = np.random.default_rng(seed)
         self._seen: set[tuple[int, ...]] = set()  # prefixes, lest a step counts twice
-        self._probes: dict[float | None, list[list[int]]] = {}
+        self._rounds: dict[float | None, list[list[int] | float]] = {}  # probes, and shares of layers of plans
         self._tried: set[tuple[int, ...]] = set()
 
     def learn(self, choices: list[int], divergences: list[float], target: float | None, ratio: float | None) -> None:
@@ -70,18 +86,26 @@ class SurrogatePlanner:
             reaches = aim == target or (aim is not None and ratio >= aim)
             if reaches and (known is None or divergences[-1] < known.divergence):
                 self.best[aim] = Best(list(choices), before, divergences[-1])
-                self._probes.pop(aim, None)  # they belonged to the plan before
+                self._rounds.pop(aim, None)  # they belonged to the plan before
 
-    def next(self, target: float | None) -> list[int] | None:
+    def next(self, target: float | None) -> Proposal | None:
         """What to play: a probe, which is shorter than a plan, or a plan; None before any plan was measured."""
         if target not in self.best:
             return None
-        if target not in self._probes:
-            self._probes[target] = self.probes(target, PROBES)
-        if self._probes[target]:
-            return self._probes[target].pop(0)
-        del self._probes[target]
-        return self.propose(target)
+        if not self._rounds.get(target):
+            self._rounds[target] = [*self.probes(target, PROBES), *STARTS]
+        upcoming = self._rounds[target].pop(0)
+        if isinstance(upcoming, list):
+            return Proposal(upcoming, [np.inf] * len(upcoming))
+        plan = self.propose(target, round(upcoming * len(self.env.layers)))
+        return Proposal(plan, self._ceilings(self.best[target], plan))
+
+    def _ceilings(self, best: Best, plan: list[int]) -> list[float]:
+        """The best divergence, less what the model expects of the layers to come."""
+        rows = np.arange(len(plan))
+        expected = self._damages(best)[rows, plan]
+        to_come = np.r_[np.cumsum(expected[::-1])[::-1][1:], 0.0]
+        return [float(x) for x in best.divergence * (1 + SLACK) - to_come]
 
     def probes(self, target: float | None, count: int) -> list[list[int]]:
         """The choices that most likely improve the best plan, each as the plan's beginning with that choice last.
@@ -107,28 +131,36 @@ class SurrogatePlanner:
         spent = sum(int(self.env.sizes[k, c]) for k, c in enumerate(before))
         return bool(self.env.budgets[target].mask(layer, spent)[choice])
 
-    def propose(self, target: float | None) -> list[int]:
+    def propose(self, target: float | None, start: int = 0) -> list[int]:
         """The integer program's plan over what the model believes after the best plan's choices.
+
+        :param start: first layer that may change
 
         A change from the best plan has to promise something, how much is drawn anew for every proposal: without a
         price, a plan would gather all the choices that the model happens to be too hopeful about.
         """
-        best, limit = self.best[target], byte_limit(self.env, target)
+        best, sizes = self.best[target], self.env.sizes
+        limit = byte_limit(self.env, target) - float(sum(sizes[k, best.choices[k]] for k in range(start)))
         costs = self._costs(best)
         for power in (self._rng.uniform(*CHANGE_PRICES), CHANGE_PRICES[0], -9.0):
             prices = np.full(costs.shape, best.divergence * 10.0**power)
             prices[np.arange(len(costs)), best.choices] = 0.0
-            plan = [int(i) for i in integer_program(costs + prices, self.env.sizes, limit)]
+            rest = integer_program((costs + prices)[start:], sizes[start:], limit)
+            plan = [*best.choices[:start], *(int(i) for i in rest)]
             if tuple(plan) not in self._tried:
                 break
         self._tried.add(tuple(plan))
         return plan
 
+    def _damages(self, best: Best) -> NDArray[np.float64]:
+        """Of every choice after the best plan's choices; its own as they were measured."""
+        damages = self.model.table(best.before)
+        damages[np.arange(len(damages)), best.choices] = np.r_[best.before[1:], best.divergence] - best.before
+        return damages
+
     def _costs(self, best: Best) -> NDArray[np.float64]:
-        """Damage of every choice after the best plan's choices; its own as they were measured."""
-        costs = self.model.table(best.before)
-        after = np.r_[best.before[1:], best.divergence]
-        costs[np.arange(len(costs)), best.choices] = after - best.before
+        """The same, from 0 in every layer."""
+        costs = self._damages(best)
         return np.asarray(costs - costs.min(axis=1, keepdims=True) + FLOOR * self.model.repaired)
 
     def _price_of_a_byte(self, costs: NDArray[np.float64], target: float | None) -> float:
@@ -150,10 +182,22 @@ class PlannerSearch:
     def __init__(self, env: HSQEnv, seed: int) -> None:
         self._planner = SurrogatePlanner(env, seed)
         self._starts = warm_starts(env)
+        self._ceilings: list[float] = []
 
     def propose(self) -> list[int] | None:
         """See ``Proposer``."""
-        return self._starts.pop(0) if self._starts else self._planner.next(self._planner.env.target_ratio)
+        self._ceilings = []
+        if self._starts:
+            return self._starts.pop(0)
+        proposal = self._planner.next(self._planner.env.target_ratio)
+        if proposal is None:
+            return None
+        self._ceilings = proposal.ceilings
+        return proposal.choices
+
+    def worth_going_on(self, divergences: list[float]) -> bool:
+        """See ``LearnsFromDivergences``."""
+        return not self._ceilings or divergences[-1] <= self._ceilings[len(divergences) - 1]
 
     def told(self, choices: list[int], score: float, ratio: float) -> None:
         """Everything is learned from the steps."""

@@ -40,6 +40,9 @@ class Proposer(Protocol):
 class LearnsFromDivergences(Protocol):
     """A proposer with this method is told of every step of its plan."""
 
+    def worth_going_on(self, divergences: list[float]) -> bool:
+        """Whether a plan whose first steps did this should be played to its end."""
+
     def told_steps(self, choices: list[int], divergences: list[float], ratio: float | None) -> None:
         """The executed choices and the divergence after each, only where all are numbers; the ratio of whole plans."""
 
