@@ -56,7 +56,8 @@ def _spread(module: nn.Module, parameter: Tensor) -> float:
 
 BRIEF_RATES = LearningRates(weights=0.0035, scales=2.1e-3, biases=7e-4)  # where the distillation loss is 1
 LARGEST_PACE = 2.0
-LONG_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4)
+LONG_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4)  # where the distillation loss is 4 or more
+LONG_PACE, SMALLEST_LONG_PACE = 0.5, 0.3
 LONG_ALPHA = 0.3
 
 
@@ -190,6 +191,18 @@ def _take_steps(
     return True
 
 
+@torch.no_grad()
+def long_pace(student: Student, criterion: AKD) -> float:
+    """``LONG_PACE`` times the root of the distillation loss on the calibration images, within bounds."""
+    task, losses = student.task, []
+    teacher_stages = task.stages(task.teacher)
+    for batch in task.calibration():
+        teacher = task.distilled(run(teacher_stages, {"images": batch.images}))
+        losses.append(criterion.loss(task.distilled(student.outputs(batch)), teacher))
+    damage = torch.stack(losses).mean().clamp_min(0).sqrt().item()
+    return min(1.0, max(SMALLEST_LONG_PACE, LONG_PACE * damage)) if math.isfinite(damage) else 1.0
+
+
 def finetune_all(
     student: Student,
     steps: int,
@@ -198,22 +211,27 @@ def finetune_all(
     rates: LearningRates = LONG_RATES,
     on_step: Callable[[int], object] = lambda step: None,
     bfloat16: bool = False,
+    pace: float | None = None,
 ) -> bool:
     """The long fine-tuning after the search: everything is trained, the learning rate rises briefly and falls to zero.
+
+    Badly damaged students need long steps, which would harm slightly damaged ones (see ``long_pace``).
 
     :param steps: gradient steps, each on ``task.long_finetuning(step)``
     :param alpha: share of the task loss
     :param on_step: called before each step, for progress
     :param bfloat16: run forward and backward passes under autocast; weights stay float32
+    :param pace: factor of the learning rates; by the student's damage when None
     :return: whether the losses stayed finite
     """
     task, criterion = student.task, criterion or AKD()
     teacher_stages = task.stages(task.teacher)
+    pace = long_pace(student, criterion) if pace is None else pace
     warmup = max(1, round(WARMUP * steps))
 
     def factor(step: int) -> float:
         falling = 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
-        return min(1.0, (step + 1) / warmup) * falling
+        return pace * min(1.0, (step + 1) / warmup) * falling
 
     def loss_of(step: int) -> Tensor:
         batch = task.long_finetuning(step)

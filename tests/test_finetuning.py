@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from hsq_env.choices import Choice, Plan
 from hsq_env.distillation import AKD
-from hsq_env.finetuning import WARMUP, LearningRates, akd_loss, akd_loss_and_divergence, finetune_all, finetune_block
+from hsq_env.finetuning import (
+    WARMUP,
+    LearningRates,
+    akd_loss,
+    akd_loss_and_divergence,
+    finetune_all,
+    finetune_block,
+    long_pace,
+)
 from hsq_env.states import run
 from hsq_env.student import LayerInfo, Student
 
@@ -188,7 +196,7 @@ def test_the_loss_goes_down(tiny: TinyTask, infos: tuple[LayerInfo, ...], choice
     student = Student(tiny, infos)
     student.apply(Plan(tuple(i.name for i in infos), (choice,) * 7))
     before = whole_loss(student)
-    assert finetune_all(student, 60, alpha=0.3, rates=LearningRates(weights=0.005, scales=3e-3, biases=1e-3))
+    assert finetune_all(student, 60, alpha=0.3, rates=LearningRates(weights=0.005, scales=3e-3, biases=1e-3), pace=1.0)
     assert whole_loss(student) < 0.8 * before
 
 
@@ -287,7 +295,7 @@ def test_the_rate_rises_briefly_and_falls_to_zero(
 
     monkeypatch.setattr(torch.optim.Adam, "step", record)
     student = Student(tiny, infos)
-    assert finetune_all(student, 40, rates=RATES)
+    assert finetune_all(student, 40, rates=RATES, pace=1.0)
     warmup = round(WARMUP * 40)
     rising = [RATES.biases * (step + 1) / warmup for step in range(warmup)]
     falling = [RATES.biases * (1 + math.cos(math.pi * (s - warmup) / (40 - warmup))) / 2 for s in range(warmup, 40)]
@@ -312,3 +320,23 @@ def test_the_first_step_is_paced_by_the_damage(tiny: TinyTask, infos: tuple[Laye
     for found, rate in ((bias, RATES.biases), (scale, RATES.scales)):
         assert found.median().item() == pytest.approx(pace * rate, rel=0.05)
         assert found.max().item() <= 1.05 * pace * rate
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(0.0, 0.3), (0.36, 0.3), (1.0, 0.5), (4.0, 1.0), (9.0, 1.0)])
+def test_the_long_fine_tuning_is_paced_by_the_damage(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], loss: float, expected: float
+) -> None:
+    class Constant(AKD):
+        def loss(self, student: Any, teacher: Any) -> Tensor:
+            return torch.tensor(loss)
+
+    assert long_pace(Student(tiny, infos), Constant()) == pytest.approx(expected)
+
+
+def test_the_pace_is_that_of_the_student(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh student is no damage: the smallest pace."""
+    one, other = Student(tiny, infos), Student(tiny, infos)
+    assert finetune_all(one, 3) and finetune_all(other, 3, pace=0.3)
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
