@@ -66,7 +66,6 @@ def _bccd(arguments: argparse.Namespace, seed: int) -> DetectionTask:
     )  # fmt: skip
 
 
-WARM: dict[str, Any] = {"episodes": None}
 METHODS: dict[str, dict[str, Any]] = {  # arguments of Explorer
     "uniform": {},
     "greedy": {},
@@ -322,7 +321,7 @@ def main() -> None:
                 flush=True,
             )
             write_summary()
-    print(f"wrote {write_summary()}")
+    print(f"wrote {write_summary()}; draw it with python -m benchmarks.search_figure")
 
 
 if __name__ == "__main__":

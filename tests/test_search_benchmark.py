@@ -1,0 +1,84 @@
+"""The arithmetic of the comparison of searches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import benchmarks.search as bench
+from benchmarks.search import BENCHES, DETERMINISTIC, METHODS, Run, interquartile_mean, plan_of, summary
+from benchmarks.search_figure import curve_of, draw
+
+
+def row(method: str, seed: int, score: float, target: str = "14") -> dict[str, Any]:
+    return {
+        "protocol": bench.PROTOCOL,
+        "task": "embedded",
+        "target": target,
+        "method": method,
+        "seed": seed,
+        "test_map": score,
+        "teacher_map": 0.75,
+        "ratio": 14.0,
+        "evaluations": 400 + seed,
+        "divergence": 1.0 + seed,
+        "curve": [[72, 3.0], [100, 2.0 - seed]],
+        "budget": 500,
+        "search_seconds": 10.0,
+        "finetune_seconds": 5.0,
+    }
+
+
+def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
+    assert interquartile_mean(np.array([0.0, 1.0, 2.0, 3.0, 100.0])) == pytest.approx(2.0)
+    assert interquartile_mean(np.arange(8.0)) == pytest.approx(3.5)
+
+
+def test_the_summary_by_hand() -> None:
+    scores = [0.70, 0.72, 0.71, 0.74, 0.73]
+    found = summary([row("dqn", i, s) for i, s in enumerate(scores)])["14"]["dqn"]
+    assert found["seeds"] == scores and found["iqm"] == pytest.approx(0.72)
+    assert found["points_lost"] == pytest.approx(3.0)
+    assert found["evaluations"] == 404 and found["ratio"] == 14.0
+    low, high = found["ci"]
+    assert 0.70 <= low < 0.72 < high <= 0.74
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    assert summary([row("ilp", i, 0.7) for i in range(5)])["14"]["ilp"]["ci"] == [0.7, 0.7]
+
+
+@pytest.mark.parametrize("name", sorted(BENCHES))
+def test_every_run_is_planned_once(name: str) -> None:
+    planned = plan_of(BENCHES[name])
+    assert len(planned) == len(set(planned)) == len(BENCHES[name].methods) * 4 * BENCHES[name].seeds
+    assert {run.method for run in planned} == set(BENCHES[name].methods) <= set(METHODS)
+
+
+def test_deterministic_methods_search_once() -> None:
+    assert {Run("embedded", "14", m, 3).search_seed for m in DETERMINISTIC} == {0}
+    assert Run("embedded", "14", "dqn", 3).search_seed == 3
+
+
+def test_what_was_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "RUNS", tmp_path / "runs.jsonl")
+    assert bench.lines() == []
+    bench.append(row("dqn", 0, 0.7))
+    bench.append({**row("dqn", 1, 0.7), "protocol": bench.PROTOCOL - 1})
+    bench.append(row("ilp", 0, 0.7))
+    assert bench.done(bench.lines()) == {Run("embedded", "14", "dqn", 0), Run("embedded", "14", "ilp", 0)}
+    assert all(json.loads(line) for line in bench.RUNS.read_text().splitlines())
+
+
+def test_curves_are_means_over_seeds() -> None:
+    rows = [row("dqn", 0, 0.7), row("dqn", 1, 0.7)]
+    found = curve_of(rows, np.array([0.0, 72.0, 99.0, 100.0, 500.0]))
+    assert np.isnan(found[0]) and found[1:].tolist() == [3.0, 3.0, 1.5, 1.5]
+
+
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
+    rows = [row(m, i, 0.7 + 0.01 * i, t) for m in ("dqn", "ilp") for i in range(3) for t in ("14", "6")]
+    draw("embedded", summary(rows), rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
