@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 RUNS := runs
 # Minutes instead of hours; on so small a network a second thread makes nothing faster.
 QUICK := --warm-start ilp --episodes 2 --finetune-steps 100 --search-images 48 --calibration-images 8
-PACKAGES := $(wildcard detectors restorers hsq_env agents)
+PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples)
 
 .PHONY: setup search test lint format clean
 

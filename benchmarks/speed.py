@@ -22,7 +22,7 @@ import tyro
 
 import hsq_env  # noqa: F401 - before torch
 from agents.algorithms import make_agent
-from agents.baselines import integer_program_actions
+from agents.baselines.plans import integer_program_choices
 from agents.explore import SearchLog, rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.return_to_best import ReturnToBest
@@ -239,10 +239,10 @@ def train(bench: Bench, save: Save) -> None:
 
     log = SearchLog(say)
     env_seconds, visited = _watch(env)
-    planned = integer_program_actions(env)
-    seeds = rollout(KeepBest(env), planned, "integer_program", log)
+    planned = integer_program_choices(env)
+    seeds = rollout(KeepBest(env), planned, "ilp", log)
     returning = ReturnToBest(KeepBest(env), bench.seed)
-    returning.know(planned, log.best_score)
+    returning.know(planned, log.score(log.episodes[0]), env.target_ratio)
     agent = make_agent("dqn", returning, seed=bench.seed)
     env_seconds.clear()
     visited.clear()
