@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import nn
 
 from hsq_env import HSQEnv
@@ -69,4 +70,5 @@ class Reinforce:
 
 def make(env: HSQEnv) -> Reinforce:
     """What ``--algo module:factory`` calls."""
-    return Reinforce(env.observation_space.shape[0], int(env.action_space.n))  # type: ignore[index,attr-defined]
+    assert isinstance(env.action_space, spaces.Discrete)
+    return Reinforce(len(env.observation_names), int(env.action_space.n))
