@@ -1,6 +1,7 @@
 """Writing a result: figures beside the command, versions and machine that made them."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,3 +19,20 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
     return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a record to which runs add one line each."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add a row, whoever else writes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(row) + "\n").encode())
+    finally:
+        os.close(handle)

@@ -14,8 +14,6 @@ from the lines: interquartile means with 95 % bootstrap intervals.
 """
 
 import argparse
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +29,7 @@ from agents.callbacks import Episode
 from agents.explore import SearchLog
 from agents.finalists import finetuned_student
 from agents.find import Explorer
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from detectors.task import DetectionTask, detection_task
 from hsq_env.env import HSQEnv
 from hsq_env.student import evaluate
@@ -126,25 +124,12 @@ class Run:
 
 def lines() -> list[dict[str, Any]]:
     """What has been run, under the present protocol."""
-    if not RUNS.is_file():
-        return []
-    rows = [json.loads(line) for line in RUNS.read_text().splitlines() if line.strip()]
-    return [row for row in rows if row["protocol"] == PROTOCOL]
+    return [row for row in read_lines(RUNS) if row["protocol"] == PROTOCOL]
 
 
 def done(rows: list[dict[str, Any]]) -> set[Run]:
     """As runs."""
     return {Run(r["task"], r["target"], r["method"], r["seed"]) for r in rows}
-
-
-def append(row: dict[str, Any]) -> None:
-    """A line, whole or not at all, whoever else writes."""
-    RUNS.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(RUNS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, (json.dumps(row) + "\n").encode())
-    finally:
-        os.close(handle)
 
 
 class Runner:
@@ -313,7 +298,7 @@ def main() -> None:
                 continue
             runner = runner or Runner(bench, arguments)
             row = runner.measure(run)
-            append(row)
+            append_line(RUNS, row)
             print(
                 f"{run.task} {run.target} {run.method} {run.seed}: {row['test_map']:.4f} at {row['ratio']:.2f}x, "
                 f"divergence {row['divergence']:.4f}, {row['evaluations']} evaluations, {row['search_seconds']:.0f} + "

@@ -1,13 +1,15 @@
 """The arithmetic of the comparison of searches."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_task import TinyTask
 
 import benchmarks.search as bench
+import benchmarks.self_evaluation as loops
+from benchmarks.record import append_line, read_lines
 from benchmarks.search import BENCHES, DETERMINISTIC, METHODS, Run, interquartile_mean, plan_of, summary
 from benchmarks.search_figure import curve_of, draw
 
@@ -65,11 +67,11 @@ def test_deterministic_methods_search_once() -> None:
 def test_what_was_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "RUNS", tmp_path / "runs.jsonl")
     assert bench.lines() == []
-    bench.append(row("dqn", 0, 0.7))
-    bench.append({**row("dqn", 1, 0.7), "protocol": bench.PROTOCOL - 1})
-    bench.append(row("ilp", 0, 0.7))
+    append_line(bench.RUNS, row("dqn", 0, 0.7))
+    append_line(bench.RUNS, {**row("dqn", 1, 0.7), "protocol": bench.PROTOCOL - 1})
+    append_line(bench.RUNS, row("ilp", 0, 0.7))
     assert bench.done(bench.lines()) == {Run("embedded", "14", "dqn", 0), Run("embedded", "14", "ilp", 0)}
-    assert all(json.loads(line) for line in bench.RUNS.read_text().splitlines())
+    assert len(read_lines(bench.RUNS)) == 3
 
 
 def test_curves_are_means_over_seeds() -> None:
@@ -82,3 +84,17 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
     rows = [row(m, i, 0.7 + 0.01 * i, t) for m in ("dqn", "ilp") for i in range(3) for t in ("14", "6")]
     draw("embedded", summary(rows), rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_of_the_self_evaluation_benchmark(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "EPISODES", 8)
+    monkeypatch.setattr(loops, "LAST", 2)
+    task: Any = tiny
+    looped, fixed = loops.measure(loops.Run(None, 0), task), loops.measure(loops.Run((0.1, 0.5), 0), task)
+    assert (fixed["alpha"], fixed["beta"]) == (0.1, 0.5) != (looped["alpha"], looped["beta"])
+    for row in (looped, fixed):
+        assert len(row["mse"]) == 8 and row["mse_of_the_best"] == pytest.approx(min(row["mse"]), abs=1e-5)
+        assert row["mse_at_the_end"] == pytest.approx(np.mean(row["mse"][-2:]), abs=1e-5)
+    found = loops.summary([looped, fixed])
+    assert found["best_fixed"] == "alpha 0.1, beta 0.5" and found["left"] == 48
+    assert set(found["means"]) == {"loop", "alpha 0.1, beta 0.5"}
