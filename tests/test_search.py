@@ -21,6 +21,7 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, read_header
+from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import evaluate
 
 METHODS = ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
@@ -385,3 +386,30 @@ def test_bad_input_leaves_no_folder(tiny: TinyTask, tmp_path: Path, wrong: dict[
     with pytest.raises(InputError):
         search(tiny, tmp_path / "run", **{**SETTINGS, **wrong}, say=nothing)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- aims
+
+
+def test_with_an_aim_the_self_evaluation_steers(tiny: TinyTask, tmp_path: Path) -> None:
+    explorer = Explorer("dqn", seed=3, episodes=12, window=3, surrogate=False)
+    settings: dict[str, Any] = {"target_ratio": 9.0, "target_accuracy": 0.99, "finetune_steps": 1, "say": nothing}
+    result = agents.search.search(tiny, tmp_path / "run", explorer, **settings)
+    told = result["diagnostics"]["self_evaluation"]
+    assert len(told) == 4 and all(row["reason"] for row in told)
+    assert len({(row["alpha"], row["beta"]) for row in told}) > 1
+    loop = SelfEvaluation(0.99, 9.0)
+    merits = [loop.merit_of(row["accuracy"], row["ratio"]) for row in result["history"]]
+    best = result["history"][int(np.argmin(merits))]
+    shown = [[c.bits, c.sparsity] for c in Plan.read(tmp_path / "run" / "plan.json").choices]
+    chosen = [row["choices"] for row in result["history"] if row["choices"] == shown]
+    assert chosen and result["target_accuracy"] == 0.99
+    assert min(merits) == loop.merit_of(best["accuracy"], best["ratio"])
+    assert "reason" in (tmp_path / "run" / "tensorboard" / "progress.csv").read_text()
+
+
+@pytest.mark.parametrize("wrong", [{"target_accuracy": 0.0}, {"target_accuracy": 0.9, "target_ratio": (5.0, 9.0)}])
+def test_impossible_aims_are_refused(tiny: TinyTask, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"target_accuracy is|needs one ratio"):
+        agents.search.search(tiny, tmp_path / "run", Explorer(), say=nothing, **wrong)
+    assert not (tmp_path / "run").exists()
