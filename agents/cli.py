@@ -33,6 +33,7 @@ def search(
     workers: int = 1,
     warm_start: tuple[str, ...] = ("ilp", "ilp_repaired"),
     return_to_best: bool = True,
+    surrogate: bool = True,
     table_megabytes: float = 128.0,
     search_images: int = 64,
     pool_images: int = 64,
@@ -73,6 +74,7 @@ def search(
     :param warm_start: baselines whose plans the agent starts from; ilp_repaired measures every choice once with a
         repair, which takes 3 minutes on the embedded task and an hour at full width on one core
     :param return_to_best: episodes follow the best plan so far up to a random layer, which costs nothing
+    :param surrogate: between episodes, practise in a learned model of damages and try what it proposes
     :param table_megabytes: memory of each worker for plans' beginnings that were measured before
     :param search_images: images that rewards look at
     :param pool_images: training images that the brief fine-tuning takes its minibatches from
@@ -114,6 +116,7 @@ def search(
             workers,
             warm_start,
             return_to_best,
+            surrogate,
         ),
         target_ratio=pareto or target_ratio,
         target_accuracy=target_accuracy,

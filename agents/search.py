@@ -96,6 +96,7 @@ def search(
         "workers": explorer.workers,
         "warm_start": list(explorer.warm_start),
         "return_to_best": explorer.returns,
+        "surrogate": explorer.surrogate and explorer.returns and bool(explorer.warm_start),
         "target_accuracy": target_accuracy,
     }
     agents: list[Any] = []  # there is one as soon as it begins
