@@ -210,6 +210,8 @@ class Runner:
             "finetune_seconds": round(time.monotonic() - started, 1),
             "finetune_steps": self.bench.finetune_steps,
             "budget": self.bench.evaluations,
+            "table_entries": self.sensitivities.size,
+            "table_seconds": round(self.table_seconds, 1),
         }
 
 
@@ -257,6 +259,9 @@ def write_summary() -> Path:
                 "evaluations": bench.evaluations,
                 "finetune_steps": bench.finetune_steps,
                 "teacher_map": own[0]["teacher_map"],
+                # of each of both tables, and the seconds of both where the disk did not have them yet
+                "sensitivity_entries": own[0]["table_entries"],
+                "sensitivity_seconds": max(r["table_seconds"] for r in own),
                 "runs": len(own),
                 "core_seconds": round(sum(r["search_seconds"] + r["finetune_seconds"] for r in own)),
                 "left": len(plan_of(bench)) - len(done(own) & set(plan_of(bench))),
