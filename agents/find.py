@@ -1,6 +1,8 @@
 """Looking for plans with an agent of any kind: a baseline, one of Stable-Baselines3's, or one's own."""
 
 import importlib
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -244,6 +246,8 @@ def _factory(name: str) -> Callable[[HSQEnv], Any]:
     :raises InputError: if there is none
     """
     module, _, factory = name.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):  # a console script does not look where it is called
+        sys.path.insert(0, os.getcwd())
     try:
         found: Callable[[HSQEnv], Any] = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError, ValueError) as error:

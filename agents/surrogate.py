@@ -3,7 +3,7 @@
 What is modelled is how much a step raises the divergence. It starts from the sensitivities (each choice alone) and is
 corrected by every step that was really measured: Bayesian linear regression on the sensitivities before and after
 repair, on their interplay with the damage so far, and on a deviation per layer and per choice of a layer. Choices that
-were never tried keep the layer's and the network's tendencies and a wide uncertainty, which Thompson sampling explores.
+were never tried keep the layer's and the network's tendencies and a wide uncertainty, which probes look into.
 """
 
 import copy

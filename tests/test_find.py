@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,13 @@ def test_plans_are_followed_with_the_environments_alpha(tiny: TinyTask, name: st
         info = plain.step(plain.choices.index(choice))[4]
     assert log.episodes[0].divergence == info["divergence"]
     assert math.isfinite(info["divergence"])
+
+
+def test_a_factory_is_found_where_the_command_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A console script has its own folder on the path, not the present one."""
+    (tmp_path / "agent_of_mine.py").write_text("def make(env):\n    return env\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    Explorer("agent_of_mine:make").check()
+    with pytest.raises(InputError, match="No agent can be had from 'agent_of_yours:make'"):
+        Explorer("agent_of_yours:make").check()

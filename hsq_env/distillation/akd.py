@@ -71,8 +71,8 @@ def teacher_confidence(distilled: Sequence[Distilled]) -> Tensor | None:
     return None
 
 
-# How a student is judged: errors of boxes and centerness tell what mAP is left after a long fine-tuning, those of
-# logits and features hardly do, since fine-tuning repairs them.
+# How a student is judged. Errors of boxes foretell the mAP after a long fine-tuning best; how little the others should
+# count is not settled (benchmarks/judging.py measures it).
 JUDGING_WEIGHTS = {"logits": 0.1, "boxes": 10.0, "centerness": 10.0, "features": 0.1, "pixels": 1.0}
 
 
