@@ -116,11 +116,6 @@ class Run:
     method: str
     seed: int
 
-    @property
-    def search_seed(self) -> int:
-        """Deterministic methods find the same plan whatever the seed."""
-        return 0 if self.method in DETERMINISTIC else self.seed
-
 
 def lines() -> list[dict[str, Any]]:
     """What has been run, under the present protocol."""
@@ -139,13 +134,12 @@ class Runner:
         self.bench, self.arguments = bench, arguments
         self.task = bench.make_task(arguments, 0)
         started = time.monotonic()
-        probe = self._env(self.task, None)
-        self.sensitivities = probe.sensitivities
-        _ = probe.repaired_sensitivities
+        self.plain = self._env(self.task, None)
+        _ = self.plain.repaired_sensitivities
         self.table_seconds = time.monotonic() - started  # little if the disk had them
-        self.ratios = {t: HARDEST * probe.budget.largest_ratio if t == "hardest" else float(t) for t in TARGETS}
+        self.ratios = {t: HARDEST * self.plain.budget.largest_ratio if t == "hardest" else float(t) for t in TARGETS}
         self.teacher_map = evaluate(self.task, self.task.stages(self.task.teacher), "test")
-        self.found: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self.found: dict[tuple[str, str], dict[str, Any]] = {}  # of deterministic methods, by target and method
 
     def _env(self, task: DetectionTask, target: float | None, action_space: str = "discrete") -> HSQEnv:
         return HSQEnv(
@@ -160,7 +154,7 @@ class Runner:
 
     def search(self, run: Run) -> dict[str, Any]:
         """The plan that a method finds, and what it spent."""
-        key = (run.target, run.method, run.search_seed)
+        key = (run.target, run.method)
         if key in self.found:
             return self.found[key]
         settings = METHODS[run.method]
@@ -179,7 +173,7 @@ class Runner:
         explorer.run(env, log)
         best = log.best_plans(1, self.ratios[run.target])[0]
         assert env.evaluations <= self.bench.evaluations, run
-        self.found[key] = {
+        found = {
             "evaluations": env.evaluations,
             "search_seconds": round(time.monotonic() - started, 1),
             "episodes": len(log.episodes),
@@ -189,14 +183,15 @@ class Runner:
             "choices": [env.choices.index(c) for c in best.plan.choices],
             "ratio": best.ratio,
             "plan": best.plan,
-            "env": env,
         }
-        return self.found[key]
+        if run.method in DETERMINISTIC:
+            self.found[key] = found
+        return found
 
     def measure(self, run: Run) -> dict[str, Any]:
         """Search, fine-tune, test."""
         found = dict(self.search(run))
-        env, plan = found.pop("env"), found.pop("plan")
+        env, plan = self.plain, found.pop("plan")
         env.task = self.bench.make_task(self.arguments, run.seed)  # the seed of the fine-tuning's batches
         started = time.monotonic()
         student = finetuned_student(env, plan, self.bench.finetune_steps, str(run))
@@ -210,7 +205,7 @@ class Runner:
             "finetune_seconds": round(time.monotonic() - started, 1),
             "finetune_steps": self.bench.finetune_steps,
             "budget": self.bench.evaluations,
-            "table_entries": self.sensitivities.size,
+            "table_entries": self.plain.sensitivities.size,
             "table_seconds": round(self.table_seconds, 1),
         }
 

@@ -1,5 +1,7 @@
 """The arithmetic of the comparison of searches."""
 
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ from tiny_task import TinyTask
 
 import benchmarks.search as bench
 import benchmarks.self_evaluation as loops
+from agents.find import Explorer
 from benchmarks.record import append_line, read_lines
-from benchmarks.search import BENCHES, DETERMINISTIC, METHODS, Run, interquartile_mean, plan_of, summary
+from benchmarks.search import BENCHES, METHODS, Run, interquartile_mean, plan_of, summary
 from benchmarks.search_figure import curve_of, draw
 
 
@@ -59,9 +62,29 @@ def test_every_run_is_planned_once(name: str) -> None:
     assert {run.method for run in planned} == set(BENCHES[name].methods) <= set(METHODS)
 
 
-def test_deterministic_methods_search_once() -> None:
-    assert {Run("embedded", "14", m, 3).search_seed for m in DETERMINISTIC} == {0}
-    assert Run("embedded", "14", "dqn", 3).search_seed == 3
+@pytest.mark.parametrize(("method", "searches"), [("ilp", 1), ("random", 2)])
+def test_deterministic_methods_search_once(
+    tiny: TinyTask, monkeypatch: pytest.MonkeyPatch, method: str, searches: int
+) -> None:
+    """Every seed is fine-tuned on its own; with the tiny task in place of a detector."""
+    seeds: list[int] = []
+
+    def make_task(arguments: Any, seed: int) -> TinyTask:
+        seeds.append(seed)
+        return tiny
+
+    monkeypatch.setattr(bench, "TARGETS", ("6",))
+    small = replace(BENCHES["embedded"], evaluations=21, finetune_steps=1, make_task=make_task)  # type: ignore[arg-type]
+    runner = bench.Runner(small, Namespace())
+    ran: list[int] = []
+    explore = Explorer.run
+    monkeypatch.setattr(Explorer, "run", lambda self, *given: (ran.append(self.seed), explore(self, *given))[1])
+    rows = [runner.measure(Run("embedded", "6", method, seed)) for seed in (0, 1)]
+    assert seeds == [0, 0, 1] and len(ran) == searches
+    assert (rows[0]["choices"] == rows[1]["choices"]) is (searches == 1)
+    for row in rows:
+        assert row["ratio"] >= 6 and row["evaluations"] <= 21 and row["table_entries"] == 7 * 12
+        assert 0 < row["test_map"] <= 1 and row["curve"][-1][1] == pytest.approx(row["divergence"], abs=1e-5)
 
 
 def test_what_was_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
