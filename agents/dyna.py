@@ -11,8 +11,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.baselines.planner import SurrogatePlanner
-from agents.explore import Transition, executed_choices
+from agents.explore import Transition
 from agents.surrogate import Guess, practice_env
+from agents.walk import Walk
 from hsq_env.env import HSQEnv
 
 
@@ -44,12 +45,11 @@ class Dyna(BaseCallback):
         self._rng = np.random.default_rng(seed)
         self._practice: HSQEnv | None = None
         self._replay: Any = None
-        self._seen: list[list[float]] = []
-        self._executed: list[list[int]] = []
+        self._walks: list[Walk] = []
 
     def _on_training_start(self) -> None:
         workers = self.training_env.num_envs
-        self._seen, self._executed = [[] for _ in range(workers)], [[] for _ in range(workers)]
+        self._walks = [Walk() for _ in range(workers)]
         model = self.model
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             self._practice = practice_env(self.planner.env, self.planner.model)
@@ -68,16 +68,12 @@ class Dyna(BaseCallback):
         for worker, info in enumerate(self.locals["infos"]):
             if info.get("evaluations_spent"):
                 continue
-            self._seen[worker].append(np.nan if info["diverged"] else info["divergence"])
-            self._executed[worker].append(self.planner.env.actions.decode(info["executed_action"]))
+            self._walks[worker].add(self.planner.env, info)
             if not self.locals["dones"][worker]:
                 continue
-            whole = "plan" in info
-            if np.isfinite(self._seen[worker]).all():
-                ratio = info["ratio"] if whole else None
-                self.planner.learn(self._executed[worker], self._seen[worker], info["target_ratio"], ratio)
-            self._seen[worker], self._executed[worker] = [], []
-            if whole:
+            _learn_from(self.planner, self._walks[worker], info)
+            self._walks[worker] = Walk()
+            if "plan" in info:
                 self._practise(self.each)
             self._propose(worker)
         return True
@@ -126,11 +122,19 @@ class Dyna(BaseCallback):
 
 def learn_from_rollouts(planner: SurrogatePlanner, transitions: list[Transition]) -> None:
     """Tell the model of whole episodes that were played before the agent's training."""
-    divergences: list[float] = []
+    walk = Walk()
     for *_, info in transitions:
-        divergences.append(np.nan if info["diverged"] else info["divergence"])
+        walk.add(planner.env, info)
         if "plan" in info:
-            if np.isfinite(divergences).all():
-                choices = executed_choices(planner.env, info["plan"])
-                planner.learn(choices, divergences, info["target_ratio"], info["ratio"])
-            divergences = []
+            _learn_from(planner, walk, info)
+            walk = Walk()
+
+
+def _learn_from(planner: SurrogatePlanner, walk: Walk, info: dict[str, Any]) -> None:
+    """Tell the model of an episode or its beginning, unless the student diverged.
+
+    :param info: of the last step
+    """
+    if walk.finite:
+        ratio = info["ratio"] if "plan" in info else None
+        planner.learn(walk.choices, walk.divergences, info["target_ratio"], ratio)

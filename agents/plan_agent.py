@@ -6,6 +6,7 @@ import numpy as np
 
 from agents.baselines.proposers import LearnsFromDivergences, Proposer
 from agents.explore import Transition
+from agents.walk import Walk
 from hsq_env.env import HSQEnv
 
 
@@ -20,14 +21,13 @@ class PlanAgent:
         self.proposer, self.env = proposer, env
         self.finished = False  # nothing is left to try
         self._plan: list[int] = []
-        self._divergences: list[float] = []
-        self._executed: list[int] = []
+        self._walk = Walk()
 
     def start_episode(self) -> bool:
         """Ask for a plan; whether there is one."""
         proposed = self.proposer.propose()
         self.finished = proposed is None
-        self._plan, self._divergences, self._executed = proposed or [], [], []
+        self._plan, self._walk = proposed or [], Walk()
         return not self.finished
 
     def predict(
@@ -46,16 +46,14 @@ class PlanAgent:
 
     def observe(self, transition: Transition) -> None:
         """Note what a step did."""
-        info = transition[5]
-        self._divergences.append(np.nan if info["diverged"] else info["divergence"])
-        self._executed.append(self.env.actions.decode(info["executed_action"]))
+        self._walk.add(self.env, transition[5])
 
     def gives_up(self) -> bool:
         """Whether the beginning of a plan was all that was to be played, or has shown enough."""
-        if len(self._executed) >= len(self._plan):
+        if len(self._walk.choices) >= len(self._plan):
             return True
         proposer = self.proposer
-        return isinstance(proposer, LearnsFromDivergences) and not proposer.worth_going_on(self._divergences)
+        return isinstance(proposer, LearnsFromDivergences) and not proposer.worth_going_on(self._walk.divergences)
 
     def end_episode(self, info: dict[str, Any]) -> None:
         """Tell the proposer.
@@ -64,7 +62,7 @@ class PlanAgent:
         """
         whole = "plan" in info
         if whole:
-            self.proposer.told(self._executed, info.get("score", float("-inf")), info["ratio"])
-        if isinstance(self.proposer, LearnsFromDivergences) and np.isfinite(self._divergences).all():
-            self.proposer.told_steps(self._executed, self._divergences, info["ratio"] if whole else None)
+            self.proposer.told(self._walk.choices, info.get("score", float("-inf")), info["ratio"])
+        if isinstance(self.proposer, LearnsFromDivergences) and self._walk.finite:
+            self.proposer.told_steps(self._walk.choices, self._walk.divergences, info["ratio"] if whole else None)
         self._plan = []
