@@ -27,13 +27,13 @@ _SHARED: dict[str, Any] = {
     "tau": 0.01,
     "policy_kwargs": {"net_arch": [300, 300]},
 }
-HAQ: dict[str, Any] = {  # Wang et al. 2019, arXiv 1811.08886, section 3.6: 20 episodes of warm-up
+HAQ: dict[str, Any] = {  # Wang et al. 2019, arXiv 1811.08886: 20 episodes of warm-up
     **_SHARED,
     "buffer_size": 128 * EPISODE,
     "learning_starts": 20 * EPISODE,
     "action_noise": lambda actions: DecayingTruncatedNormal(actions, sigma=0.5, decay=0.99, warmup=20),
 }
-AMC: dict[str, Any] = {  # He et al. 2018, arXiv 1802.03494, section 3.2: 100 episodes of warm-up
+AMC: dict[str, Any] = {  # He et al. 2018, arXiv 1802.03494: 100 episodes of warm-up
     **_SHARED,
     "buffer_size": 2000,
     "learning_starts": 100 * EPISODE,

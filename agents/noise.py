@@ -7,7 +7,7 @@ from stable_baselines3.common.noise import ActionNoise
 class DecayingTruncatedNormal(ActionNoise):
     """Normal noise, cut at two deviations, that shrinks with every episode.
 
-    As in AMC (He et al. 2018, arXiv 1802.03494, section 3.2) and HAQ (Wang et al. 2019, arXiv 1811.08886, section 3.5),
+    As in AMC (He et al. 2018, arXiv 1802.03494) and HAQ (Wang et al. 2019, arXiv 1811.08886),
     where actions lie in [0, 1]; here they lie in [-1, 1], so that the deviations are doubled.
 
     :param actions: numbers per action
