@@ -23,6 +23,7 @@ BIAS = 0.05  # divergence that a step may add whatever is chosen
 LAYER_SPREAD = 0.5  # prior deviation of a layer's slope
 CHOICE_SPREAD, CHOICE_FLOOR = 0.5, 0.01  # of a single choice's damage: relative, absolute
 NOISE_SHARE, NOISE_FLOOR = 0.03, 0.003  # of a measured step: relative to the sensitivity, absolute
+PERSISTENCE, PERSISTENCE_STEPS = 0.97, 0.3  # of a difference through one more layer, and what the prior weighs
 PRIOR_SLOPE = 0.6  # of the repaired sensitivity: damages together are less than the sum of each alone
 
 
@@ -42,6 +43,7 @@ class DamageModel:
         self._prior[1] = PRIOR_SLOPE
         self._moment = self._precision @ self._prior
         self.steps = 0
+        self._pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}  # before and after, by layer and choice
         self._factor: Array | None = None
         self._mean = self._prior
 
@@ -68,8 +70,24 @@ class DamageModel:
         weighted = x / noise[:, None]
         self._precision += weighted.T @ weighted
         self._moment += weighted.T @ ((np.asarray(after) - np.asarray(before)) / noise)
+        for k, c, d, e in zip(layers, choices, before, after, strict=True):
+            self._pairs.setdefault((int(k), int(c)), []).append((float(d), float(e)))
         self.steps += len(x)
         self._factor = None
+
+    @property
+    def persistence(self) -> float:
+        """The share of a difference between two plans that is left after a layer in which they choose alike.
+
+        Damages together are less than their sum: what an early layer loses is partly hidden by what later ones lose.
+        A regression of the divergence after a step on the divergence before it, within choices of layers.
+        """
+        together, alone = PERSISTENCE_STEPS * PERSISTENCE, PERSISTENCE_STEPS
+        for pairs in self._pairs.values():
+            before, after = np.array(pairs).T
+            before = before - before.mean()
+            together, alone = together + float(before @ after), alone + float(before @ before)
+        return min(1.0, together / alone)
 
     def _solve(self) -> tuple[Array, Array]:
         if self._factor is None:

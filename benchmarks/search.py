@@ -6,7 +6,8 @@ Every method gets the same number of student evaluations: steps that the environ
 sensitivities (every choice of every layer alone, before and after a step's repair) come with the environment and are
 free for everybody; what they cost is written beside the figures. Each method hands over the plan whose divergence on
 the search images is smallest; that plan is fine-tuned at length from the teacher's weights, alike for all, and its mAP
-is measured on the test split. Deterministic methods search once and repeat the fine-tuning alone.
+is measured on the test split. Deterministic methods search once and repeat the fine-tuning alone. Where two methods
+found the same plan, its fine-tuning with the same seed is not repeated (``finetuned_as``).
 
 A run is a line of ``benchmarks/results/search_runs.jsonl``; what is there is not run again, so that the benchmark may
 be stopped and continued, and several processes may take a shard each. After every run ``search.json`` is made anew
@@ -31,6 +32,7 @@ from agents.finalists import finetuned_student
 from agents.find import Explorer
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from detectors.task import DetectionTask, detection_task
+from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 from hsq_env.student import evaluate
 
@@ -191,23 +193,35 @@ class Runner:
     def measure(self, run: Run) -> dict[str, Any]:
         """Search, fine-tune, test."""
         found = dict(self.search(run))
-        env, plan = self.plain, found.pop("plan")
-        env.task = self.bench.make_task(self.arguments, run.seed)  # the seed of the fine-tuning's batches
+        plan = found.pop("plan")
+        same = self._finetuned_before(run, found["choices"])
         started = time.monotonic()
-        student = finetuned_student(env, plan, self.bench.finetune_steps, str(run))
-        score = evaluate(env.task, student.stages, "test")
+        score = self._score(run, plan) if same is None else same["test_map"]
         return {
             "protocol": PROTOCOL,
             **vars(run),
             "test_map": score,
             "teacher_map": self.teacher_map,
             **found,
+            "finetuned_as": run.method if same is None else same["finetuned_as"],
             "finetune_seconds": round(time.monotonic() - started, 1),
             "finetune_steps": self.bench.finetune_steps,
             "budget": self.bench.evaluations,
             "table_entries": self.plain.sensitivities.size,
             "table_seconds": round(self.table_seconds, 1),
         }
+
+    def _score(self, run: Run, plan: Plan) -> float:
+        """The fine-tuned plan's mAP on the test split."""
+        env = self.plain
+        env.task = self.bench.make_task(self.arguments, run.seed)  # the seed of the fine-tuning's batches
+        return evaluate(env.task, finetuned_student(env, plan, self.bench.finetune_steps, str(run)).stages, "test")
+
+    def _finetuned_before(self, run: Run, choices: list[int]) -> dict[str, Any] | None:
+        """The line in which the same plan was fine-tuned with the same seed, which would give the same again."""
+        asked = (run.task, run.seed, choices, self.bench.finetune_steps)
+        rows = (r for r in lines() if "finetuned_as" in r)
+        return next((r for r in rows if (r["task"], r["seed"], r["choices"], r["finetune_steps"]) == asked), None)
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> Any:

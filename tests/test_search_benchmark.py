@@ -11,10 +11,14 @@ from tiny_task import TinyTask
 
 import benchmarks.search as bench
 import benchmarks.self_evaluation as loops
+from agents.finalists import finetuned_student
 from agents.find import Explorer
 from benchmarks.record import append_line, read_lines
 from benchmarks.search import BENCHES, METHODS, Run, interquartile_mean, plan_of, summary
 from benchmarks.search_figure import curve_of, draw
+from hsq_env.choices import Plan
+from hsq_env.env import HSQEnv
+from hsq_env.student import Student
 
 
 def row(method: str, seed: int, score: float, target: str = "14") -> dict[str, Any]:
@@ -85,6 +89,27 @@ def test_deterministic_methods_search_once(
     for row in rows:
         assert row["ratio"] >= 6 and row["evaluations"] <= 21 and row["table_entries"] == 7 * 12
         assert 0 < row["test_map"] <= 1 and row["curve"][-1][1] == pytest.approx(row["divergence"], abs=1e-5)
+
+
+def test_the_same_plan_is_finetuned_once(tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program's plan is what the local search begins with, and here there are no evaluations for another."""
+    monkeypatch.setattr(bench, "RUNS", tmp_path / "runs.jsonl")
+    monkeypatch.setattr(bench, "TARGETS", ("6",))
+    small = replace(BENCHES["embedded"], evaluations=7, finetune_steps=1, make_task=lambda arguments, seed: tiny)
+    runner = bench.Runner(small, Namespace())
+    tuned: list[str] = []
+    finetune = finetuned_student
+
+    def note(env: HSQEnv, plan: Plan, steps: int, label: str) -> Student:
+        tuned.append(label)
+        return finetune(env, plan, steps, label)
+
+    monkeypatch.setattr(bench, "finetuned_student", note)
+    for method, seed in (("ilp", 0), ("local", 0), ("local", 1)):
+        append_line(bench.RUNS, runner.measure(Run("embedded", "6", method, seed)))
+    rows = bench.lines()
+    assert [r["finetuned_as"] for r in rows] == ["ilp", "ilp", "local"] and len(tuned) == 2
+    assert rows[0]["test_map"] == rows[1]["test_map"] and rows[0]["choices"] == rows[1]["choices"]
 
 
 def test_what_was_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

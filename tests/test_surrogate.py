@@ -14,7 +14,17 @@ from agents.explore import SearchLog, rollout
 from agents.find import Explorer
 from agents.keep_best import KeepBest
 from agents.return_to_best import ReturnToBest
-from agents.surrogate import CHOICE_FLOOR, NOISE_FLOOR, NOISE_SHARE, PRIOR_SLOPE, DamageModel, Guess, practice_env
+from agents.surrogate import (
+    CHOICE_FLOOR,
+    NOISE_FLOOR,
+    NOISE_SHARE,
+    PERSISTENCE,
+    PERSISTENCE_STEPS,
+    PRIOR_SLOPE,
+    DamageModel,
+    Guess,
+    practice_env,
+)
 from hsq_env.env import HSQEnv
 
 LAYERS, CHOICES = 5, 4
@@ -87,6 +97,19 @@ def test_draws_spread_where_nothing_was_measured() -> None:
     assert (model.weights(rng, 0.0) == model.weights()).all()
 
 
+def test_persistence_is_a_regression_within_choices() -> None:
+    raw, repaired = tables()
+    model = DamageModel(raw, repaired)
+    assert model.persistence == PERSISTENCE
+    model.add([1], [2], [5.0], [9.0])  # one alone tells nothing of differences
+    assert model.persistence == PERSISTENCE
+    model.add([1, 3, 3], [2, 0, 0], [7.0, 1.0, 2.0], [10.0, 4.0, 4.8])
+    expected = (PERSISTENCE_STEPS * PERSISTENCE + 2 * 1.0 * 0.5 + 2 * 0.5 * 0.4) / (PERSISTENCE_STEPS + 2.0 + 0.5)
+    assert model.persistence == pytest.approx(expected)
+    model.add([3, 3], [0, 0], [0.0, 10.0], [0.0, 50.0])
+    assert model.persistence == 1.0  # damages never multiply
+
+
 # ---- the environment made of it
 
 
@@ -156,6 +179,42 @@ def test_probes_and_plans_fit_the_budget_and_are_new(tiny: TinyTask, target: flo
         assert env.budget.mask(at, sum(int(env.sizes[k, c]) for k, c in enumerate(probe[:at])))[probe[at]]
     plans = [planner.propose(target) for _ in range(5)]
     assert all(sum(env.sizes[range(7), plan]) <= env.budget.limit for plan in plans)
+
+
+def test_early_damages_count_less_in_the_end(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same table in all layers, and half of every difference lost in each of them."""
+    env = make(tiny, target_ratio=9.0)
+    env.sensitivities[:] = env._repaired[:] = env.sensitivities.mean(axis=0)  # type: ignore[index]
+    planner = SurrogatePlanner(env, seed=0)
+    planner.learn([4] * 7, [0.1 * (k + 1) for k in range(7)], 9.0, 10.0)
+    monkeypatch.setattr(type(planner.model), "persistence", 0.5)
+    costs = planner._costs(planner.best[9.0])
+    assert costs[:, 0] / costs[-1, 0] == pytest.approx(0.5 ** np.arange(6, -1, -1.0), rel=0.2)
+
+
+def test_a_plan_is_given_up_where_it_cannot_win_any_more(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make(tiny, target_ratio=9.0)
+    planner = SurrogatePlanner(env, seed=0)
+    stood = [0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8]
+    planner.learn([4] * 7, stood, 9.0, 10.0)
+    monkeypatch.setattr(type(planner.model), "persistence", 0.5)
+    lasting = 0.5 ** np.arange(6, -1, -1.0)
+    best = planner.best[9.0]
+    assert planner._ceilings(best, [4] * 7) == pytest.approx(stood + 0.8 * planner_module.SLACK / lasting)
+    damages = planner._damages(best)
+    assert damages[range(7), [4] * 7] == pytest.approx(np.diff([0.0, *stood]))
+    hope = damages[5, 3] - damages[5, 4]  # of another choice in the last but one layer, which halves in the last
+    ceilings = planner._ceilings(best, [4, 4, 4, 4, 4, 3, 4])
+    slack = 0.8 * planner_module.SLACK
+    assert ceilings[5:] == pytest.approx([0.7 + 2 * slack, 0.8 + slack])
+    assert ceilings[4] == pytest.approx(0.6 + 4 * (slack - 0.5 * hope))
+
+
+def test_probes_are_spread_over_layers(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner_module, "OPTIMISM", 1000.0)  # everything may be worth a look
+    planner = played(make(tiny, target_ratio=6.0), [4] * 7)
+    lengths = [len(probe) for probe in planner.probes(6.0, 100)]
+    assert max(lengths.count(n) for n in lengths) == planner_module.LAYER_PROBES and len(set(lengths)) >= 6
 
 
 def test_what_was_probed_is_not_probed_again(tiny: TinyTask) -> None:

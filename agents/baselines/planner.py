@@ -15,6 +15,7 @@ from agents.surrogate import DamageModel
 from hsq_env.env import HSQEnv
 
 PROBES = 24  # in a round
+LAYER_PROBES = 2  # of these in a layer at most
 STARTS = (0.7, 0.45, 0.0)  # of a round's plans: the share of layers that stay as in the best plan, late changes first
 SLACK = 0.01  # share of the best divergence that a plan may lie above what the model expects before it is given up
 FLOOR = 1e-6  # of the repaired sensitivities, added so that damages believed to be none are not all alike
@@ -101,11 +102,13 @@ class SurrogatePlanner:
         return Proposal(plan, self._ceilings(self.best[target], plan))
 
     def _ceilings(self, best: Best, plan: list[int]) -> list[float]:
-        """The best divergence, less what the model expects of the layers to come."""
-        rows = np.arange(len(plan))
-        expected = self._damages(best)[rows, plan]
-        to_come = np.r_[np.cumsum(expected[::-1])[::-1][1:], 0.0]
-        return [float(x) for x in best.divergence * (1 + SLACK) - to_come]
+        """Where the best plan stood, and what may be lost there if the layers to come do what the model expects."""
+        rows, lasting = np.arange(len(plan)), self._lasting(len(plan))
+        damages = self._damages(best)
+        differences = lasting * (damages[rows, plan] - damages[rows, best.choices])
+        to_come = np.r_[np.cumsum(differences[::-1])[::-1][1:], 0.0]
+        stood = np.r_[best.before[1:], best.divergence]
+        return [float(x) for x in stood + (best.divergence * SLACK - to_come) / lasting]
 
     def probes(self, target: float | None, count: int) -> list[list[int]]:
         """The choices that most likely improve the best plan, each as the plan's beginning with that choice last.
@@ -117,12 +120,15 @@ class SurrogatePlanner:
         costs = self._costs(best)
         rows = np.arange(len(best.choices))
         worth = costs + self._price_of_a_byte(costs, target) * sizes
-        gain = worth[rows, best.choices][:, None] - worth + OPTIMISM * self.model.deviations(best.before)
+        credit = OPTIMISM * self.model.deviations(best.before) * self._lasting(len(rows))[:, None]
+        gain = worth[rows, best.choices][:, None] - worth + credit
         gain[rows, best.choices] = -np.inf
         for k in range(len(rows)):
             for c in range(sizes.shape[1]):
                 if (*best.choices[:k], c) in self._seen:
                     gain[k, c] = -np.inf
+        ranks = np.argsort(np.argsort(-gain, axis=1, kind="stable"), axis=1, kind="stable")
+        gain[ranks >= LAYER_PROBES] = -np.inf
         order = np.argsort(-gain, axis=None, kind="stable")[:count]
         places = sorted(divmod(int(i), sizes.shape[1]) for i in order if gain.flat[i] > 0)
         return [[*best.choices[:k], c] for k, c in places if self._fits(best.choices[:k], k, c, target)]
@@ -158,9 +164,13 @@ class SurrogatePlanner:
         damages[np.arange(len(damages)), best.choices] = np.r_[best.before[1:], best.divergence] - best.before
         return damages
 
+    def _lasting(self, layers: int) -> NDArray[np.float64]:
+        """The share of a layer's damage that is left at the end, (layers,)."""
+        return np.asarray(self.model.persistence ** np.arange(layers - 1, -1, -1.0))
+
     def _costs(self, best: Best) -> NDArray[np.float64]:
-        """The same, from 0 in every layer."""
-        costs = self._damages(best)
+        """What every choice adds to the divergence at the end, from 0 in every layer."""
+        costs = self._damages(best) * self._lasting(len(best.choices))[:, None]
         return np.asarray(costs - costs.min(axis=1, keepdims=True) + FLOOR * self.model.repaired)
 
     def _price_of_a_byte(self, costs: NDArray[np.float64], target: float | None) -> float:
