@@ -80,12 +80,12 @@ class Dyna(BaseCallback):
 
     def _propose(self, worker: int) -> None:
         """Hand a worker a plan for the episode that it has just begun, or leave it to the agent."""
-        if self._rng.random() >= self.proposals:
-            return
         target = self.training_env.get_attr("target_ratio", worker)[0]
-        proposal = self.planner.next(target)
+        proposal = self.planner.next(target) if self._rng.random() < self.proposals else None
         if proposal is not None:
             self.training_env.env_method("follow", proposal.choices, proposal.ceilings, indices=worker)
+        else:
+            self.training_env.env_method("follow", [], self.planner.patience(target), indices=worker)
 
     def _practise(self, episodes: int) -> None:
         """Imagined episodes with the agent's exploration, and gradient steps on them."""

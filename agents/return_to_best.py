@@ -33,7 +33,9 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
     def follow(self, choices: list[int], ceilings: list[float]) -> None:
         """Play a plan in the present episode, whatever the agent says; only its beginning, if it is shorter.
 
-        :param ceilings: divergence after each layer above which the episode is truncated, as it is after a beginning
+        :param choices: index per layer; none at all to leave the episode to the agent
+        :param ceilings: divergence after each layer above which the episode is truncated, as it is after a beginning;
+            none for no such limit
         """
         self._proposed, self._ceilings = list(choices), list(ceilings)
 
@@ -59,7 +61,7 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """As the environment's; draws the layer at which the agent takes over."""
         observation, info = self.env.reset(**arguments)
-        self._proposed = []
+        self._proposed, self._ceilings = [], []
         layers = len(self._plan())
         weights = np.arange(1, layers + 1)
         self._until = int(self._rng.choice(layers, p=weights / weights.sum())) if layers else 0
@@ -75,9 +77,9 @@ class ReturnToBest(gym.Wrapper[Any, Any, Any, Any]):
             alphas = self._alphas.get(env.target_ratio)
             action = env.actions.encode(self._plan()[env.index], alphas[env.index] if alphas else env.alpha)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if self._proposed and not (terminated or truncated):
-            at = env.index - 1
-            truncated = env.index == len(self._proposed) or not info["divergence"] <= self._ceilings[at]
+        if not (terminated or truncated):
+            hopeless = bool(self._ceilings) and not info["divergence"] <= self._ceilings[env.index - 1]
+            truncated = hopeless or env.index == len(self._proposed)
         if "score" in info:
             executed = [env.choices.index(choice) for choice in info["plan"].choices]
             self.know(executed, info["score"], env.target_ratio, env.get_state().alphas)

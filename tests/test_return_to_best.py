@@ -61,6 +61,24 @@ def test_a_better_plan_takes_over(tiny: TinyTask) -> None:
     assert env.best == {3.0: (score + 1, OTHER)}  # what was told counts for as much as what was seen
 
 
+def test_an_episode_ends_where_it_passes_its_ceiling(tiny: TinyTask) -> None:
+    """Whether the agent decides or a plan is played; a beginning ends where it ends."""
+    env = ReturnToBest(KeepBest(HSQEnv(tiny, finetune_steps=0)))
+    env.reset()
+    divergences = [env.step(action)[4]["divergence"] for action in OTHER]
+    ceilings = [d + 1e-9 for d in divergences]
+    ceilings[3] = divergences[3] - 1e-9
+    for proposed, limits, length in (([], ceilings, 4), (OTHER, ceilings, 4), (OTHER[:2], ceilings, 2), ([], [], 7)):
+        env.reset()
+        env.follow(proposed, limits)
+        ends = []
+        while not (ends and any(ends[-1])):
+            ends.append(env.step(OTHER[len(ends)])[2:4])
+        assert len(ends) == length and ends[-1] == ((True, False) if length == 7 else (False, True))
+    env.reset()  # forgets the ceilings
+    assert not any(env.step(action)[3] for action in OTHER)
+
+
 def test_every_target_has_a_plan_to_follow(tiny: TinyTask) -> None:
     inner = HSQEnv(tiny, finetune_steps=0, target_ratio=(3.0, 6.0))
     env = ReturnToBest(KeepBest(inner))

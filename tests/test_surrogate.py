@@ -201,6 +201,8 @@ def test_a_plan_is_given_up_where_it_cannot_win_any_more(tiny: TinyTask, monkeyp
     lasting = 0.5 ** np.arange(6, -1, -1.0)
     best = planner.best[9.0]
     assert planner._ceilings(best, [4] * 7) == pytest.approx(stood + 0.8 * planner_module.SLACK / lasting)
+    assert planner.patience(9.0) == pytest.approx(stood + 0.8 * planner_module.PATIENCE / lasting)
+    assert planner.patience(5.0) == []  # nothing known
     damages = planner._damages(best)
     assert damages[range(7), [4] * 7] == pytest.approx(np.diff([0.0, *stood]))
     hope = damages[5, 3] - damages[5, 4]  # of another choice in the last but one layer, which halves in the last

@@ -18,6 +18,7 @@ PROBES = 24  # in a round
 LAYER_PROBES = 2  # of these in a layer at most
 STARTS = (0.7, 0.45, 0.0)  # of a round's plans: the share of layers that stay as in the best plan, late changes first
 SLACK = 0.01  # share of the best divergence that a plan may lie above what the model expects before it is given up
+PATIENCE = 0.1  # the same for an episode of the agent's
 FLOOR = 1e-6  # of the repaired sensitivities, added so that damages believed to be none are not all alike
 CHANGE_PRICES = (-3.0, -1.7)  # powers of ten, as a share of the best plan's divergence
 MARGIN = 0.02  # share of the bytes by which the price of a byte is found
@@ -101,14 +102,19 @@ class SurrogatePlanner:
         plan = self.propose(target, round(upcoming * len(self.env.layers)))
         return Proposal(plan, self._ceilings(self.best[target], plan))
 
-    def _ceilings(self, best: Best, plan: list[int]) -> list[float]:
+    def patience(self, target: float | None) -> list[float]:
+        """Ceilings for an episode whose choices nobody knows yet; none before any plan was measured."""
+        best = self.best.get(target)
+        return [] if best is None else self._ceilings(best, best.choices, PATIENCE)
+
+    def _ceilings(self, best: Best, plan: list[int], slack: float = SLACK) -> list[float]:
         """Where the best plan stood, and what may be lost there if the layers to come do what the model expects."""
         rows, lasting = np.arange(len(plan)), self._lasting(len(plan))
         damages = self._damages(best)
         differences = lasting * (damages[rows, plan] - damages[rows, best.choices])
         to_come = np.r_[np.cumsum(differences[::-1])[::-1][1:], 0.0]
         stood = np.r_[best.before[1:], best.divergence]
-        return [float(x) for x in stood + (best.divergence * SLACK - to_come) / lasting]
+        return [float(x) for x in stood + (best.divergence * slack - to_come) / lasting]
 
     def probes(self, target: float | None, count: int) -> list[list[int]]:
         """The choices that most likely improve the best plan, each as the plan's beginning with that choice last.
