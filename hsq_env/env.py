@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -14,9 +13,11 @@ from numpy.typing import NDArray
 from detectors.errors import InputError
 from hsq_env.actions import ACTION_SPACES, ALPHAS, ActionCodec
 from hsq_env.budget import Budget, nearest_allowed
+from hsq_env.checks import check_known, check_share
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
 from hsq_env.compressor import FINETUNE_SCOPES, TABLE_MEGABYTES, Compressor
-from hsq_env.file import student_bytes
+from hsq_env.env_state import EnvState
+from hsq_env.file import fixed_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
 from hsq_env.prefixes import Decision, Outcome
@@ -29,28 +30,6 @@ from hsq_env.student import Student
 from hsq_env.task import Task
 
 Observation = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class EnvState:
-    """A place in an episode.
-
-    :param executed: index of the choice of every decided layer
-    :param alphas: share of the task loss in each of those steps
-    :param accuracy: after the last of them
-    :param divergence: likewise
-    :param alpha: of the steps to come
-    :param beta: weight of accuracy in the rewards to come
-    :param target_ratio: of the episode
-    """
-
-    executed: tuple[int, ...]
-    alphas: tuple[float, ...]
-    accuracy: float
-    divergence: float
-    alpha: float
-    beta: float
-    target_ratio: float | None
 
 
 class HSQEnv(gym.Env[Observation, Any]):
@@ -163,14 +142,14 @@ class HSQEnv(gym.Env[Observation, Any]):
         observe_repaired: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        _check_known("action_space", action_space, ACTION_SPACES)
-        _check_known("reward", reward, REWARDS)
-        _check_known("alpha_control", alpha_control, ("fixed", "agent"))
-        _check_known("finetune_scope", finetune_scope, FINETUNE_SCOPES)
-        _check_known("sparsity_pattern", sparsity_pattern, PATTERNS)
-        _check_known("render_mode", render_mode, [None, *self.metadata["render_modes"]])
-        _check_share("alpha", alpha)
-        _check_share("beta", beta)
+        check_known("action_space", action_space, ACTION_SPACES)
+        check_known("reward", reward, REWARDS)
+        check_known("alpha_control", alpha_control, ("fixed", "agent"))
+        check_known("finetune_scope", finetune_scope, FINETUNE_SCOPES)
+        check_known("sparsity_pattern", sparsity_pattern, PATTERNS)
+        check_known("render_mode", render_mode, [None, *self.metadata["render_modes"]])
+        check_share("alpha", alpha)
+        check_share("beta", beta)
         if not 0 <= table_megabytes < math.inf:
             raise InputError(f"table_megabytes is {table_megabytes!r}: give 0 or more (--table-megabytes).")
         if activation_bits not in (None, "match", *range(2, 9)):
@@ -196,7 +175,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.teacher_bytes = len(task.teacher_file())
         self.sizes = size_table(self.layers, self.choices, sparsity_pattern, activation_bits is not None)
         self._float_sizes = [layer_bytes(info, None) for info in self.layers]
-        self.fixed_bytes = self._measure_fixed_bytes()
+        self.fixed_bytes = fixed_bytes(self.compressor.student, self.choices, self.sizes)
         targets = target_ratio if isinstance(target_ratio, Sequence) else (target_ratio,)
         self.budgets = {t: Budget(self.sizes, self.fixed_bytes, self.teacher_bytes, t) for t in targets}
         if not self.budgets:
@@ -213,18 +192,6 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.observation_names = observation_names(self.choices, observe_repaired, actions)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
         self._steps = self._visited_steps = 0
-
-    def _measure_fixed_bytes(self) -> int:
-        """Bytes of the file apart from the layers: the plan with the longest header is packed once and weighed.
-
-        Other plans take some bytes less, so that the ratio of a file is never below the one that is reported.
-        """
-        student = self.compressor.student.copy()
-        longest = max(
-            range(len(self.choices)), key=lambda i: (len(str(self.choices[i].sparsity)), self.choices[i].bits)
-        )
-        student.apply(Plan(tuple(i.name for i in self.layers), (self.choices[longest],) * len(self.layers)))
-        return len(student_bytes(student)) - int(self.sizes[:, longest].sum())
 
     @property
     def budget(self) -> Budget:
@@ -387,13 +354,13 @@ class HSQEnv(gym.Env[Observation, Any]):
         given = dict(options or {})
         targets = list(self.budgets)
         if "target_ratio" in given:
-            _check_known("target ratio", given["target_ratio"], targets)
+            check_known("target ratio", given["target_ratio"], targets)
             self.target_ratio = given.pop("target_ratio")
         elif len(targets) > 1:
             self.target_ratio = targets[int(self.np_random.integers(len(targets)))]
         for name, value in given.items():
-            _check_known("reset option", name, ("alpha", "beta", "target_ratio"))
-            _check_share(name, value)
+            check_known("reset option", name, ("alpha", "beta", "target_ratio"))
+            check_share(name, value)
             setattr(self, name, float(value))
         self.compressor.reset()
         self._executed, self._accuracy, self._divergence = [], 1.0, 0.0
@@ -405,7 +372,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         Meant to be called between episodes: in one, it counts from the next step on.
         """
         for name, value in (("alpha", alpha), ("beta", beta)):
-            _check_share(name, value)
+            check_share(name, value)
             setattr(self, name, float(value))
 
     def fork(self) -> "HSQEnv":
@@ -440,7 +407,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         :return: the observation and the information of the layer to come, as from ``reset``
         :raises InputError: if the record belongs to another problem
         """
-        _check_known("target ratio", state.target_ratio, list(self.budgets))
+        check_known("target ratio", state.target_ratio, list(self.budgets))
         if len(state.executed) > len(self.layers) or not all(0 <= i < len(self.choices) for i in state.executed):
             raise InputError(
                 f"This state has {len(state.executed)} decisions that do not fit {len(self.layers)} layers with "
@@ -465,13 +432,3 @@ class HSQEnv(gym.Env[Observation, Any]):
         if self.render_mode == "ansi":
             return render_ansi(self.layers, self.choices_so_far(), self._accuracy, self.ratio)
         return render_bars(len(self.layers), self.choices_so_far())
-
-
-def _check_known(what: str, given: Any, known: Any) -> None:
-    if given not in known:
-        raise InputError(f"Unknown {what} {given!r}: known are {', '.join(map(repr, known))}.")
-
-
-def _check_share(what: str, given: float) -> None:
-    if not 0 <= given <= 1:
-        raise InputError(f"{what} is {given!r}: give a number from 0 to 1.")
