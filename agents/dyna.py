@@ -24,7 +24,8 @@ class Dyna(BaseCallback):
     :param first: practice episodes before the first real one
     :param each: practice episodes after each real one
     :param gradient_steps: per practice episode
-    :param proposals: share of real episodes that are the model's, probes and plans; the agent decides the others
+    :param proposals: share of real episodes that are the model's, probes and plans, as long as it has any that are
+        new; the agent decides the others, which end early where they cannot win any more
     """
 
     gives_up_episodes = True  # so that steps do not tell how many episodes there have been
@@ -35,7 +36,7 @@ class Dyna(BaseCallback):
         first: int = 100,
         each: int = 8,
         gradient_steps: int = 10,
-        proposals: float = 0.97,
+        proposals: float = 0.9,
         seed: int = 0,
     ) -> None:
         super().__init__()

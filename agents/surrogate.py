@@ -1,8 +1,10 @@
 """A learned model of the damage of a choice, given the layer and what was chosen before, and an environment made of it.
 
-What is modelled is how much a step raises the divergence. It starts from the sensitivities (each choice alone) and is
+Damages together are less than the sum of each alone, the more so the more is broken already: what an early layer loses
+is partly hidden by what later ones lose. A power of the divergence adds up better (``POWER``); it is called the load.
+What is modelled is how much a step raises the load. It starts from the sensitivities (each choice alone) and is
 corrected by every step that was really measured: Bayesian linear regression on the sensitivities before and after
-repair, on their interplay with the damage so far, and on a deviation per layer and per choice of a layer. Choices that
+repair, on their interplay with the load so far, and on a deviation per layer and per choice of a layer. Choices that
 were never tried keep the layer's and the network's tendencies and a wide uncertainty, which probes look into.
 """
 
@@ -19,23 +21,33 @@ from hsq_env.prefixes import Outcome
 
 Array = NDArray[np.float64]
 
-BIAS = 0.05  # divergence that a step may add whatever is chosen
+POWER = 1.4  # of the divergence that adds up: predicted best what whole plans do, at 14x and 17x, of 1 to 2
+BIAS = 0.05  # load that a step may add whatever is chosen
 LAYER_SPREAD = 0.5  # prior deviation of a layer's slope
 CHOICE_SPREAD, CHOICE_FLOOR = 0.5, 0.01  # of a single choice's damage: relative, absolute
 NOISE_SHARE, NOISE_FLOOR = 0.03, 0.003  # of a measured step: relative to the sensitivity, absolute
-PERSISTENCE, PERSISTENCE_STEPS = 0.97, 0.3  # of a difference through one more layer, and what the prior weighs
-PRIOR_SLOPE = 0.6  # of the repaired sensitivity: damages together are less than the sum of each alone
+PRIOR_SLOPE = 0.8  # of the repaired sensitivity
+
+
+def load(divergences: Any) -> Array:
+    """What adds up of divergences; 0 for negative ones."""
+    return np.asarray(np.maximum(np.asarray(divergences, dtype=np.float64), 0.0) ** POWER)
+
+
+def divergence(loads: Any) -> Array:
+    """The reverse of ``load``."""
+    return np.asarray(np.maximum(np.asarray(loads, dtype=np.float64), 0.0) ** (1 / POWER))
 
 
 class DamageModel:
-    """``divergence after - divergence before`` of a step, by Bayesian linear regression.
+    """``load after - load before`` of a step, by Bayesian linear regression. Everything but the arguments is in loads.
 
-    :param raw: sensitivities as they are, (layers, choices)
+    :param raw: sensitivities as they are, divergences, (layers, choices)
     :param repaired: after a step's repair, (layers, choices)
     """
 
     def __init__(self, raw: Array, repaired: Array) -> None:
-        self.raw, self.repaired = raw, repaired
+        self.raw, self.repaired = load(raw), load(repaired)
         self.layers, self.choices = raw.shape
         size = 6 + 2 * self.layers + raw.size
         self._precision = np.eye(size)
@@ -43,12 +55,11 @@ class DamageModel:
         self._prior[1] = PRIOR_SLOPE
         self._moment = self._precision @ self._prior
         self.steps = 0
-        self._pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}  # before and after, by layer and choice
         self._factor: Array | None = None
         self._mean = self._prior
 
     def features(self, layers: Any, choices: Any, before: Any) -> Array:
-        """Of steps that take ``choices`` in ``layers`` at a divergence ``before``, (N, features)."""
+        """Of steps that take ``choices`` in ``layers`` at a load ``before``, (N, features)."""
         k, c = np.asarray(layers, dtype=np.int64), np.asarray(choices, dtype=np.int64)
         d = np.maximum(np.asarray(before, dtype=np.float64), 0.0)
         repaired, raw, rows = self.repaired[k, c], self.raw[k, c], np.arange(len(k))
@@ -70,24 +81,8 @@ class DamageModel:
         weighted = x / noise[:, None]
         self._precision += weighted.T @ weighted
         self._moment += weighted.T @ ((np.asarray(after) - np.asarray(before)) / noise)
-        for k, c, d, e in zip(layers, choices, before, after, strict=True):
-            self._pairs.setdefault((int(k), int(c)), []).append((float(d), float(e)))
         self.steps += len(x)
         self._factor = None
-
-    @property
-    def persistence(self) -> float:
-        """The share of a difference between two plans that is left after a layer in which they choose alike.
-
-        Damages together are less than their sum: what an early layer loses is partly hidden by what later ones lose.
-        A regression of the divergence after a step on the divergence before it, within choices of layers.
-        """
-        together, alone = PERSISTENCE_STEPS * PERSISTENCE, PERSISTENCE_STEPS
-        for pairs in self._pairs.values():
-            before, after = np.array(pairs).T
-            before = before - before.mean()
-            together, alone = together + float(before @ after), alone + float(before @ before)
-        return min(1.0, together / alone)
 
     def _solve(self) -> tuple[Array, Array]:
         if self._factor is None:
@@ -108,7 +103,7 @@ class DamageModel:
     def deviations(self, before: Array) -> Array:
         """Posterior deviation of the damage of every choice of every layer, (layers, choices).
 
-        :param before: divergence before each layer, (layers,)
+        :param before: load before each layer, (layers,)
         """
         k, c = np.divmod(np.arange(self.raw.size), self.choices)
         _, factor = self._solve()
@@ -116,13 +111,13 @@ class DamageModel:
         return np.asarray(np.sqrt((spread**2).sum(axis=0)).reshape(self.raw.shape))
 
     def damage(self, layers: Any, choices: Any, before: Any, weights: Array | None = None) -> Array:
-        """Expected rise of the divergence, (N,)."""
+        """Expected rise of the load, (N,)."""
         return np.asarray(self.features(layers, choices, before) @ (self.weights() if weights is None else weights))
 
     def table(self, before: Array, weights: Array | None = None) -> Array:
         """Damage of every choice of every layer, (layers, choices).
 
-        :param before: divergence before each layer, (layers,)
+        :param before: load before each layer, (layers,)
         """
         k, c = np.divmod(np.arange(self.raw.size), self.choices)
         return self.damage(k, c, before[k], weights).reshape(self.raw.shape)
@@ -149,7 +144,7 @@ class Guess:
 
     def reset(self) -> None:
         """Back to the teacher."""
-        self.layer, self.divergence = 0, 0.0
+        self.layer, self.load = 0, 0.0
 
     def knows(self, choice: Choice, alpha: float) -> bool:
         """Everything, in its way."""
@@ -158,12 +153,13 @@ class Guess:
     def known(self, choice: Choice, alpha: float) -> Outcome:
         """Go on to what the model expects of a decision."""
         at = self.layer, self.column[choice]
-        repaired, before = float(self.model.repaired[at]), self.divergence
+        repaired, before = float(self.model.repaired[at]), self.load
         by_log, by_root, by_damage = self.interplay
         damage = float(self.undamaged[at]) + by_log * repaired * math.log1p(before)
         damage += by_root * math.sqrt(repaired * before) + by_damage * BIAS * before
-        self.layer, self.divergence = self.layer + 1, max(0.0, before + damage)
-        return Outcome(math.exp(-self.loss_per_divergence * self.divergence), True, self.divergence)
+        self.layer, self.load = self.layer + 1, max(0.0, before + damage)
+        diverged = float(divergence(self.load))
+        return Outcome(math.exp(-self.loss_per_divergence * diverged), True, diverged)
 
 
 def practice_env(env: HSQEnv, model: DamageModel, loss_per_divergence: float = 0.02) -> HSQEnv:

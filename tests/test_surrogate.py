@@ -18,11 +18,11 @@ from agents.surrogate import (
     CHOICE_FLOOR,
     NOISE_FLOOR,
     NOISE_SHARE,
-    PERSISTENCE,
-    PERSISTENCE_STEPS,
     PRIOR_SLOPE,
     DamageModel,
     Guess,
+    divergence,
+    load,
     practice_env,
 )
 from hsq_env.env import HSQEnv
@@ -50,7 +50,7 @@ def make(tiny: TinyTask, **settings: Any) -> HSQEnv:
 def test_before_any_step_damages_are_in_proportion_to_the_sensitivity() -> None:
     raw, repaired = tables()
     model = DamageModel(raw, repaired)
-    assert model.table(np.full(LAYERS, 0.7)) == pytest.approx(PRIOR_SLOPE * repaired)
+    assert model.table(np.full(LAYERS, 0.7)) == pytest.approx(PRIOR_SLOPE * load(repaired))
     assert model.steps == 0
 
 
@@ -66,7 +66,7 @@ def test_steps_one_by_one_or_together_are_the_same_regression() -> None:
     assert one.steps == other.steps == 20
     assert one.weights() == pytest.approx(other.weights())
     x = one.features(layers, choices, before)
-    noise = NOISE_FLOOR + NOISE_SHARE * repaired[layers, choices]
+    noise = NOISE_FLOOR + NOISE_SHARE * load(repaired[layers, choices])
     prior = np.zeros(x.shape[1])
     prior[1] = PRIOR_SLOPE
     precision = np.eye(x.shape[1]) + (x / noise[:, None] ** 2).T @ x
@@ -78,11 +78,14 @@ def test_what_is_measured_often_is_believed() -> None:
     raw, repaired = tables()
     model = DamageModel(raw, repaired)
     before = model.table(np.zeros(LAYERS))
+    repaired = load(repaired)
     truth = 1.4 * repaired[2, 1]
     model.add([2] * 500, [1] * 500, [0.0] * 500, [truth] * 500)
     after = model.table(np.zeros(LAYERS))
-    assert before[2, 1] == pytest.approx(0.6 * repaired[2, 1]) and after[2, 1] == pytest.approx(truth, rel=0.05)
-    assert (after / repaired)[2].mean() > (after / repaired)[[0, 1, 3, 4]].mean() > 0.6  # the layer tells of itself
+    assert before[2, 1] == pytest.approx(PRIOR_SLOPE * repaired[2, 1]) and after[2, 1] == pytest.approx(truth, rel=0.05)
+    assert (
+        (after / repaired)[2].mean() > (after / repaired)[[0, 1, 3, 4]].mean() > PRIOR_SLOPE
+    )  # the layer tells of itself
 
 
 def test_draws_spread_where_nothing_was_measured() -> None:
@@ -97,17 +100,11 @@ def test_draws_spread_where_nothing_was_measured() -> None:
     assert (model.weights(rng, 0.0) == model.weights()).all()
 
 
-def test_persistence_is_a_regression_within_choices() -> None:
-    raw, repaired = tables()
-    model = DamageModel(raw, repaired)
-    assert model.persistence == PERSISTENCE
-    model.add([1], [2], [5.0], [9.0])  # one alone tells nothing of differences
-    assert model.persistence == PERSISTENCE
-    model.add([1, 3, 3], [2, 0, 0], [7.0, 1.0, 2.0], [10.0, 4.0, 4.8])
-    expected = (PERSISTENCE_STEPS * PERSISTENCE + 2 * 1.0 * 0.5 + 2 * 0.5 * 0.4) / (PERSISTENCE_STEPS + 2.0 + 0.5)
-    assert model.persistence == pytest.approx(expected)
-    model.add([3, 3], [0, 0], [0.0, 10.0], [0.0, 50.0])
-    assert model.persistence == 1.0  # damages never multiply
+def test_loads_add_up_and_are_divergences_again() -> None:
+    values = np.array([0.0, 0.3, 1.0, 4.0])
+    assert divergence(load(values)) == pytest.approx(values) and load([1.0, -0.5]).tolist() == [1.0, 0.0]
+    both = divergence(load(1.0) + load(1.0))
+    assert 1.0 < both < 2.0 and divergence(load(4.0) + load(0.1)) - 4.0 < 0.1 * (both - 1.0)  # less upon more
 
 
 # ---- the environment made of it
@@ -122,7 +119,7 @@ def test_practice_is_the_environment_but_for_the_measurement(tiny: TinyTask) -> 
     for _ in range(3):
         (one, told), (other, same) = env.reset(), practice.reset()
         assert np.array_equal(one, other) and told["layer"] == same["layer"]
-        divergence = 0.0
+        loaded = 0.0
         for layer in range(7):
             action = int(rng.integers(12))
             executed = env.step(action)[4]
@@ -130,9 +127,9 @@ def test_practice_is_the_environment_but_for_the_measurement(tiny: TinyTask) -> 
             for name in ("executed_action", "ratio", "layer"):
                 assert info[name] == executed[name]
             assert np.array_equal(info["action_mask"], executed["action_mask"])
-            expected = model.damage([layer], [info["executed_action"]], [divergence])[0]
-            divergence = max(0.0, divergence + float(expected))
-            assert info["divergence"] == pytest.approx(divergence)
+            expected = model.damage([layer], [info["executed_action"]], [loaded])[0]
+            loaded = max(0.0, loaded + float(expected))
+            assert info["divergence"] == pytest.approx(divergence(loaded))
             assert ended == (layer == 6)
     assert env.steps_taken[0] == 21 and env.index == 7  # practice has touched nothing
     assert practice.compressor is not env.compressor and isinstance(practice.compressor, Guess)
@@ -159,7 +156,7 @@ def test_the_best_plan_is_remembered_for_every_target_that_it_reaches(tiny: Tiny
     planner.learn([4] * 7, [0.1] * 7, 5.0, 6.0)
     assert set(planner.best) == {5.0}
     planner.learn([3] * 7, [0.05] * 7, 9.0, 12.0)
-    assert [planner.best[t].choices for t in (5.0, 9.0)] == [[3] * 7] * 2 and planner.best[5.0].divergence == 0.05
+    assert [planner.best[t].choices for t in (5.0, 9.0)] == [[3] * 7] * 2 and planner.best[5.0].load == load(0.05)
     planner.learn([2] * 7, [0.3] * 7, 9.0, 10.0)
     assert planner.best[9.0].choices == [3] * 7
 
@@ -177,39 +174,51 @@ def test_probes_and_plans_fit_the_budget_and_are_new(tiny: TinyTask, target: flo
         at = len(probe) - 1
         assert probe[:at] == best[:at] and probe[at] != best[at]
         assert env.budget.mask(at, sum(int(env.sizes[k, c]) for k, c in enumerate(probe[:at])))[probe[at]]
-    plans = [planner.propose(target) for _ in range(5)]
-    assert all(sum(env.sizes[range(7), plan]) <= env.budget.limit for plan in plans)
+    plans = [plan for plan in (planner.propose(target) for _ in range(5)) if plan is not None]
+    assert plans and all(sum(env.sizes[range(7), plan]) <= env.budget.limit for plan in plans)
+    assert len({tuple(plan) for plan in plans}) == len(plans)
 
 
-def test_early_damages_count_less_in_the_end(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same table in all layers, and half of every difference lost in each of them."""
+def test_without_a_new_idea_the_agent_is_asked(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
     env = make(tiny, target_ratio=9.0)
-    env.sensitivities[:] = env._repaired[:] = env.sensitivities.mean(axis=0)  # type: ignore[index]
-    planner = SurrogatePlanner(env, seed=0)
-    planner.learn([4] * 7, [0.1 * (k + 1) for k in range(7)], 9.0, 10.0)
-    monkeypatch.setattr(type(planner.model), "persistence", 0.5)
-    costs = planner._costs(planner.best[9.0])
-    assert costs[:, 0] / costs[-1, 0] == pytest.approx(0.5 ** np.arange(6, -1, -1.0), rel=0.2)
+    planner = played(env, [4] * 7)
+    monkeypatch.setattr(planner, "probes", lambda target, count: [])
+    monkeypatch.setattr(planner_module, "integer_program", lambda costs, sizes, limit: np.full(len(costs), 3))
+    first, best = planner.next(9.0), planner.best[9.0].choices
+    assert first is not None and first.choices == best[:5] + [3] * 2  # late changes first
+    second = planner.next(9.0)
+    assert second is not None and second.choices == best[:3] + [3] * 4
+    planner.learn([3], [1e9], 9.0, None)
+    assert planner.next(9.0) is None  # what is left would end where it is known to
+    assert planner.next(9.0) is None  # and nothing is new
 
 
-def test_a_plan_is_given_up_where_it_cannot_win_any_more(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beliefs_are_drawn_where_the_most_likely_was_tried(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = played(make(tiny, target_ratio=9.0), [4] * 7)
+    spreads: list[float] = []
+    weights = planner.model.weights
+    monkeypatch.setattr(
+        planner.model, "weights", lambda rng=None, spread=1.0: (spreads.append(spread), weights(rng, spread))[1]
+    )
+    monkeypatch.setattr(planner_module, "integer_program", lambda costs, sizes, limit: np.full(len(costs), 3))
+    assert planner.propose(9.0) == [3] * 7 and spreads == [0.0]
+    assert planner.propose(9.0) is None and spreads == [0.0, 0.0, *planner_module.DRAWS]
+
+
+def test_a_plan_is_given_up_where_it_cannot_win_any_more(tiny: TinyTask) -> None:
     env = make(tiny, target_ratio=9.0)
     planner = SurrogatePlanner(env, seed=0)
     stood = [0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8]
     planner.learn([4] * 7, stood, 9.0, 10.0)
-    monkeypatch.setattr(type(planner.model), "persistence", 0.5)
-    lasting = 0.5 ** np.arange(6, -1, -1.0)
-    best = planner.best[9.0]
-    assert planner._ceilings(best, [4] * 7) == pytest.approx(stood + 0.8 * planner_module.SLACK / lasting)
-    assert planner.patience(9.0) == pytest.approx(stood + 0.8 * planner_module.PATIENCE / lasting)
+    best, slack = planner.best[9.0], load(0.8) * planner_module.SLACK
+    assert planner._ceilings(best, [4] * 7) == pytest.approx(divergence(load(stood) + slack))
+    assert planner.patience(9.0) == pytest.approx(divergence(load(stood) + load(0.8) * planner_module.PATIENCE))
     assert planner.patience(5.0) == []  # nothing known
     damages = planner._damages(best)
-    assert damages[range(7), [4] * 7] == pytest.approx(np.diff([0.0, *stood]))
-    hope = damages[5, 3] - damages[5, 4]  # of another choice in the last but one layer, which halves in the last
-    ceilings = planner._ceilings(best, [4, 4, 4, 4, 4, 3, 4])
-    slack = 0.8 * planner_module.SLACK
-    assert ceilings[5:] == pytest.approx([0.7 + 2 * slack, 0.8 + slack])
-    assert ceilings[4] == pytest.approx(0.6 + 4 * (slack - 0.5 * hope))
+    assert damages[range(7), [4] * 7] == pytest.approx(np.diff([0.0, *load(stood)]))
+    hope = damages[5, 3] - damages[5, 4]  # of another choice in the last but one layer
+    expected = load(stood) + slack - np.array([hope] * 5 + [0.0] * 2)
+    assert planner._ceilings(best, [4, 4, 4, 4, 4, 3, 4]) == pytest.approx(divergence(expected))
 
 
 def test_probes_are_spread_over_layers(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:

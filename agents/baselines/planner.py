@@ -11,18 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.baselines.plans import byte_limit, integer_program, warm_starts
-from agents.surrogate import DamageModel
+from agents.surrogate import DamageModel, divergence, load
 from hsq_env.env import HSQEnv
 
 PROBES = 24  # in a round
 LAYER_PROBES = 2  # of these in a layer at most
 STARTS = (0.7, 0.45, 0.0)  # of a round's plans: the share of layers that stay as in the best plan, late changes first
-SLACK = 0.01  # share of the best divergence that a plan may lie above what the model expects before it is given up
-PATIENCE = 0.1  # the same for an episode of the agent's
+SLACK = 0.015  # share of the best load that a plan may lie above what the model expects before it is given up
+PATIENCE = 0.15  # the same for an episode of the agent's
 FLOOR = 1e-6  # of the repaired sensitivities, added so that damages believed to be none are not all alike
-CHANGE_PRICES = (-3.0, -1.7)  # powers of ten, as a share of the best plan's divergence
+CHANGE_PRICES = (-3.0, -1.7)  # powers of ten, as a share of the best plan's load
+DRAWS = (0.5, 1.0)  # spreads, in posterior deviations, of what is believed in further attempts
+LAST_ROUNDS = 5  # without anything new, after which the planner alone gives up
 MARGIN = 0.02  # share of the bytes by which the price of a byte is found
-OPTIMISM = 1.0  # posterior deviations that a choice is given credit for when probes are chosen
+OPTIMISM = 0.5  # posterior deviations that a choice is given credit for when probes are chosen
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,18 @@ class Best:
     """A measured plan.
 
     :param choices: index per layer
-    :param before: divergence before each layer, (layers,)
-    :param divergence: at the end
+    :param before: load before each layer, (layers,)
+    :param load: at the end
     """
 
     choices: list[int]
     before: NDArray[np.float64]
-    divergence: float
+    load: float
+
+    @property
+    def damages(self) -> NDArray[np.float64]:
+        """What every layer added, (layers,)."""
+        return np.asarray(np.diff(np.r_[self.before, self.load]))
 
 
 class SurrogatePlanner:
@@ -64,7 +71,7 @@ class SurrogatePlanner:
         self.model = DamageModel(env.sensitivities, env.repaired_sensitivities if repaired else env.sensitivities)
         self.best: dict[float | None, Best] = {}
         self._rng = np.random.default_rng(seed)
-        self._seen: set[tuple[int, ...]] = set()  # prefixes, lest a step counts twice
+        self._seen: dict[tuple[int, ...], float] = {}  # divergences after prefixes, lest a step counts twice
         self._rounds: dict[float | None, list[list[int] | float]] = {}  # probes, and shares of layers of plans
         self._tried: set[tuple[int, ...]] = set()
 
@@ -76,31 +83,46 @@ class SurrogatePlanner:
         :param target: that the episode had; a plan that reaches the ratio of another counts for that one too
         :param ratio: of a finished plan; None for one that was given up
         """
-        before = np.r_[0.0, divergences[:-1]]
+        loads = load(divergences)
+        before = np.r_[0.0, loads[:-1]]
         new = [k for k in range(len(choices)) if tuple(choices[: k + 1]) not in self._seen]
-        self._seen.update(tuple(choices[: k + 1]) for k in new)
+        self._seen.update((tuple(choices[: k + 1]), divergences[k]) for k in new)
         at = np.array(new, dtype=np.int64)
-        self.model.add(at, np.array(choices)[at], before[at], np.array(divergences)[at])
+        self.model.add(at, np.array(choices)[at], before[at], loads[at])
         if ratio is None or len(choices) < len(self.env.layers):
             return
         for aim in self.env.budgets:
             known = self.best.get(aim)
             reaches = aim == target or (aim is not None and ratio >= aim)
-            if reaches and (known is None or divergences[-1] < known.divergence):
-                self.best[aim] = Best(list(choices), before, divergences[-1])
+            if reaches and (known is None or loads[-1] < known.load):
+                self.best[aim] = Best(list(choices), before, float(loads[-1]))
                 self._rounds.pop(aim, None)  # they belonged to the plan before
 
     def next(self, target: float | None) -> Proposal | None:
-        """What to play: a probe, which is shorter than a plan, or a plan; None before any plan was measured."""
+        """What to play: a probe, which is shorter than a plan, or a plan.
+
+        :return: None before any plan was measured, and where nothing new comes to mind
+        """
         if target not in self.best:
             return None
         if not self._rounds.get(target):
             self._rounds[target] = [*self.probes(target, PROBES), *STARTS]
-        upcoming = self._rounds[target].pop(0)
-        if isinstance(upcoming, list):
-            return Proposal(upcoming, [np.inf] * len(upcoming))
-        plan = self.propose(target, round(upcoming * len(self.env.layers)))
-        return Proposal(plan, self._ceilings(self.best[target], plan))
+        while self._rounds[target]:
+            upcoming = self._rounds[target].pop(0)
+            if isinstance(upcoming, list):
+                return Proposal(upcoming, [np.inf] * len(upcoming))
+            plan = self.propose(target, round(upcoming * len(self.env.layers)))
+            if plan is None:
+                continue
+            proposal = Proposal(plan, self._ceilings(self.best[target], plan))
+            if not self._hopeless(proposal):
+                return proposal
+        return None
+
+    def _hopeless(self, proposal: Proposal) -> bool:
+        """Whether a plan is known to end before anything new comes up in it."""
+        known = (self._seen.get(tuple(proposal.choices[: k + 1])) for k in range(len(proposal.choices)))
+        return any(d is not None and d > c for d, c in zip(known, proposal.ceilings, strict=True))
 
     def patience(self, target: float | None) -> list[float]:
         """Ceilings for an episode whose choices nobody knows yet; none before any plan was measured."""
@@ -109,12 +131,10 @@ class SurrogatePlanner:
 
     def _ceilings(self, best: Best, plan: list[int], slack: float = SLACK) -> list[float]:
         """Where the best plan stood, and what may be lost there if the layers to come do what the model expects."""
-        rows, lasting = np.arange(len(plan)), self._lasting(len(plan))
-        damages = self._damages(best)
-        differences = lasting * (damages[rows, plan] - damages[rows, best.choices])
+        differences = self._damages(best)[np.arange(len(plan)), plan] - best.damages
         to_come = np.r_[np.cumsum(differences[::-1])[::-1][1:], 0.0]
-        stood = np.r_[best.before[1:], best.divergence]
-        return [float(x) for x in stood + (best.divergence * slack - to_come) / lasting]
+        stood = np.r_[best.before[1:], best.load]
+        return [float(x) for x in divergence(stood + best.load * slack - to_come)]
 
     def probes(self, target: float | None, count: int) -> list[list[int]]:
         """The choices that most likely improve the best plan, each as the plan's beginning with that choice last.
@@ -126,8 +146,7 @@ class SurrogatePlanner:
         costs = self._costs(best)
         rows = np.arange(len(best.choices))
         worth = costs + self._price_of_a_byte(costs, target) * sizes
-        credit = OPTIMISM * self.model.deviations(best.before) * self._lasting(len(rows))[:, None]
-        gain = worth[rows, best.choices][:, None] - worth + credit
+        gain = worth[rows, best.choices][:, None] - worth + OPTIMISM * self.model.deviations(best.before)
         gain[rows, best.choices] = -np.inf
         for k in range(len(rows)):
             for c in range(sizes.shape[1]):
@@ -143,40 +162,38 @@ class SurrogatePlanner:
         spent = sum(int(self.env.sizes[k, c]) for k, c in enumerate(before))
         return bool(self.env.budgets[target].mask(layer, spent)[choice])
 
-    def propose(self, target: float | None, start: int = 0) -> list[int]:
+    def propose(self, target: float | None, start: int = 0) -> list[int] | None:
         """The integer program's plan over what the model believes after the best plan's choices.
 
-        :param start: first layer that may change
-
         A change from the best plan has to promise something, how much is drawn anew for every proposal: without a
-        price, a plan would gather all the choices that the model happens to be too hopeful about.
+        price, a plan would gather all the choices that the model happens to be too hopeful about. Where that leads to
+        a plan that was tried before, beliefs are drawn from what the model holds possible (Thompson 1933).
+
+        :param start: first layer that may change
+        :return: None if nothing new was found
         """
         best, sizes = self.best[target], self.env.sizes
         limit = byte_limit(self.env, target) - float(sum(sizes[k, best.choices[k]] for k in range(start)))
-        costs = self._costs(best)
-        for power in (self._rng.uniform(*CHANGE_PRICES), CHANGE_PRICES[0], -9.0):
-            prices = np.full(costs.shape, best.divergence * 10.0**power)
+        for spread in (0.0, *DRAWS):
+            costs = self._costs(best, self.model.weights(self._rng, spread))
+            prices = np.full(costs.shape, best.load * 10.0 ** self._rng.uniform(*CHANGE_PRICES))
             prices[np.arange(len(costs)), best.choices] = 0.0
             rest = integer_program((costs + prices)[start:], sizes[start:], limit)
             plan = [*best.choices[:start], *(int(i) for i in rest)]
             if tuple(plan) not in self._tried:
-                break
-        self._tried.add(tuple(plan))
-        return plan
+                self._tried.add(tuple(plan))
+                return plan
+        return None
 
-    def _damages(self, best: Best) -> NDArray[np.float64]:
+    def _damages(self, best: Best, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Of every choice after the best plan's choices; its own as they were measured."""
-        damages = self.model.table(best.before)
-        damages[np.arange(len(damages)), best.choices] = np.r_[best.before[1:], best.divergence] - best.before
+        damages = self.model.table(best.before, weights)
+        damages[np.arange(len(damages)), best.choices] = best.damages
         return damages
 
-    def _lasting(self, layers: int) -> NDArray[np.float64]:
-        """The share of a layer's damage that is left at the end, (layers,)."""
-        return np.asarray(self.model.persistence ** np.arange(layers - 1, -1, -1.0))
-
-    def _costs(self, best: Best) -> NDArray[np.float64]:
-        """What every choice adds to the divergence at the end, from 0 in every layer."""
-        costs = self._damages(best) * self._lasting(len(best.choices))[:, None]
+    def _costs(self, best: Best, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """The same, from 0 in every layer."""
+        costs = self._damages(best, weights)
         return np.asarray(costs - costs.min(axis=1, keepdims=True) + FLOOR * self.model.repaired)
 
     def _price_of_a_byte(self, costs: NDArray[np.float64], target: float | None) -> float:
@@ -205,7 +222,8 @@ class PlannerSearch:
         self._ceilings = []
         if self._starts:
             return self._starts.pop(0)
-        proposal = self._planner.next(self._planner.env.target_ratio)
+        rounds = (self._planner.next(self._planner.env.target_ratio) for _ in range(LAST_ROUNDS))
+        proposal = next((p for p in rounds if p is not None), None)
         if proposal is None:
             return None
         self._ceilings = proposal.ceilings
