@@ -9,6 +9,10 @@ the search images is smallest; that plan is fine-tuned at length from the teache
 is measured on the test split. Deterministic methods search once and repeat the fine-tuning alone. Where two methods
 found the same plan, its fine-tuning with the same seed is not repeated (``finetuned_as``).
 
+On the 400 test images of the embedded task the luck of the images is as large as the differences between methods, and
+the same for every seed of a plan. They are drawn by a generator: 2,400 of them are the test split here, the usual 400
+first; figures that end in ``_standard`` are of those.
+
 A run is a line of ``benchmarks/results/search_runs.jsonl``; what is there is not run again, so that the benchmark may
 be stopped and continued, and several processes may take a shard each. After every run ``search.json`` is made anew
 from the lines: interquartile means with 95 % bootstrap intervals.
@@ -16,7 +20,7 @@ from the lines: interquartile means with 95 % bootstrap intervals.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,15 +35,18 @@ from agents.explore import SearchLog
 from agents.finalists import finetuned_student
 from agents.find import Explorer
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
-from detectors.task import DetectionTask, detection_task
+from detectors.task import DetectionTask, detection_task, shapes_folder
+from detectors.teacher import SHIPPED_TEACHER
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 from hsq_env.student import evaluate
+from hsq_env.task import Stage
 
 RUNS = RESULTS / "search_runs.jsonl"
 TARGETS = ("6", "10", "14", "hardest")
 HARDEST = 0.9  # of the largest ratio that the grid reaches
-PROTOCOL = 1  # raised when earlier lines must not be compared with new ones
+TEST_IMAGES, STANDARD = 2400, 400  # of the embedded task; the first 400 are those that every other figure is of
+PROTOCOL = 2  # raised when earlier lines must not be compared with new ones
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,22 @@ class Bench:
     evaluations: int
     finetune_steps: int
     methods: tuple[str, ...]
-    make_task: Callable[[argparse.Namespace, int], DetectionTask]
+    make_task: Callable[..., DetectionTask]
+    standard_test_images: int | None = None  # the first of a test split that was made longer
     bfloat16: bool = False
 
 
-def _embedded(arguments: argparse.Namespace, seed: int) -> DetectionTask:
-    return detection_task(search_images=32, pool_images=64, calibration_images=16, seed=seed)
+def _embedded(arguments: argparse.Namespace, seed: int, **settings: Any) -> DetectionTask:
+    return detection_task(
+        shapes_folder({"test": TEST_IMAGES}), None, SHIPPED_TEACHER, search_images=32, pool_images=64,
+        calibration_images=16, seed=seed, **settings,
+    )  # fmt: skip
 
 
-def _bccd(arguments: argparse.Namespace, seed: int) -> DetectionTask:
+def _bccd(arguments: argparse.Namespace, seed: int, **settings: Any) -> DetectionTask:
     return detection_task(
         arguments.dataset, None, arguments.teacher, search_images=8, pool_images=16, calibration_images=8,
-        batch_size=4, seed=seed,
+        batch_size=4, seed=seed, **settings,
     )  # fmt: skip
 
 
@@ -89,7 +100,7 @@ METHODS: dict[str, dict[str, Any]] = {  # arguments of Explorer
 DETERMINISTIC = ("uniform", "greedy", "ilp", "ilp_repaired")
 FIRST = ("ilp", "ilp_repaired", "dqn", "local", "planner", "greedy", "uniform", "random", "tpe", "nsga2")
 BENCHES = {
-    "embedded": Bench("embedded", 5, 500, 150, tuple(METHODS), _embedded),
+    "embedded": Bench("embedded", 5, 500, 150, tuple(METHODS), _embedded, STANDARD),
     "bccd": Bench("bccd", 3, 150, 60, ("ilp", "ilp_repaired", "dqn", "greedy", "random"), _bccd),
 }
 
@@ -140,7 +151,10 @@ class Runner:
         _ = self.plain.repaired_sensitivities
         self.table_seconds = time.monotonic() - started  # little if the disk had them
         self.ratios = {t: HARDEST * self.plain.budget.largest_ratio if t == "hardest" else float(t) for t in TARGETS}
-        self.teacher_map = evaluate(self.task, self.task.stages(self.task.teacher), "test")
+        self.tests = {"": self.task}  # by what the figure's name ends in
+        if bench.standard_test_images is not None:
+            self.tests["_standard"] = bench.make_task(arguments, 0, test_images=bench.standard_test_images)
+        self.teacher_maps = {f"teacher_map{n}": s for n, s in self._maps(self.task.stages(self.task.teacher)).items()}
         self.found: dict[tuple[str, str], dict[str, Any]] = {}  # of deterministic methods, by target and method
 
     def _env(self, task: DetectionTask, target: float | None, action_space: str = "discrete") -> HSQEnv:
@@ -196,12 +210,12 @@ class Runner:
         plan = found.pop("plan")
         same = self._finetuned_before(run, found["choices"])
         started = time.monotonic()
-        score = self._score(run, plan) if same is None else same["test_map"]
+        scores = self._score(run, plan) if same is None else {n: same[n] for n in same if n.startswith("test_map")}
         return {
             "protocol": PROTOCOL,
             **vars(run),
-            "test_map": score,
-            "teacher_map": self.teacher_map,
+            **scores,
+            **self.teacher_maps,
             **found,
             "finetuned_as": run.method if same is None else same["finetuned_as"],
             "finetune_seconds": round(time.monotonic() - started, 1),
@@ -211,11 +225,15 @@ class Runner:
             "table_seconds": round(self.table_seconds, 1),
         }
 
-    def _score(self, run: Run, plan: Plan) -> float:
+    def _score(self, run: Run, plan: Plan) -> dict[str, float]:
         """The fine-tuned plan's mAP on the test split."""
         env = self.plain
         env.task = self.bench.make_task(self.arguments, run.seed)  # the seed of the fine-tuning's batches
-        return evaluate(env.task, finetuned_student(env, plan, self.bench.finetune_steps, str(run)).stages, "test")
+        student = finetuned_student(env, plan, self.bench.finetune_steps, str(run))
+        return {f"test_map{name}": score for name, score in self._maps(student.stages).items()}
+
+    def _maps(self, stages: Sequence[Stage]) -> dict[str, float]:
+        return {name: evaluate(task, stages, "test") for name, task in self.tests.items()}
 
     def _finetuned_before(self, run: Run, choices: list[int]) -> dict[str, Any] | None:
         """The line in which the same plan was fine-tuned with the same seed, which would give the same again."""
@@ -229,6 +247,11 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> Any:
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
+def _lost(teacher: float, values: Any) -> float:
+    """Points of mAP below the teacher."""
+    return float(100 * (teacher - interquartile_mean(np.array(values))))
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Per target and method: interquartile mean of the test mAP, its interval, and what was spent."""
     result: dict[str, Any] = {}
@@ -238,6 +261,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             if not own:
                 continue
             values = np.array([r["test_map"] for r in own])
+            standard = [r["test_map_standard"] for r in own if "test_map_standard" in r]
             low, high = values.min(), values.max()
             if len(values) > 2 and high > low:
                 interval = stats.bootstrap(
@@ -247,7 +271,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             result.setdefault(target, {})[method] = {
                 "iqm": float(interquartile_mean(values)),
                 "ci": [float(low), float(high)],
-                "points_lost": float(100 * (own[0]["teacher_map"] - interquartile_mean(values))),
+                "points_lost": _lost(own[0]["teacher_map"], values),
+                **({"points_lost_standard": _lost(own[0]["teacher_map_standard"], standard)} if standard else {}),
                 "ratio": float(np.mean([r["ratio"] for r in own])),
                 "seeds": values.tolist(),
                 "evaluations": max(r["evaluations"] for r in own),
@@ -267,7 +292,7 @@ def write_summary() -> Path:
             figures[name + "_settings"] = {
                 "evaluations": bench.evaluations,
                 "finetune_steps": bench.finetune_steps,
-                "teacher_map": own[0]["teacher_map"],
+                **{name: own[0][name] for name in own[0] if name.startswith("teacher_map")},
                 # of each of both tables, and the seconds of both where the disk did not have them yet
                 "sensitivity_entries": own[0]["table_entries"],
                 "sensitivity_seconds": max(r["table_seconds"] for r in own),

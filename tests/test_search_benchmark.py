@@ -30,6 +30,8 @@ def row(method: str, seed: int, score: float, target: str = "14") -> dict[str, A
         "seed": seed,
         "test_map": score,
         "teacher_map": 0.75,
+        "test_map_standard": score + 0.02,
+        "teacher_map_standard": 0.76,
         "ratio": 14.0,
         "evaluations": 400 + seed,
         "divergence": 1.0 + seed,
@@ -49,7 +51,7 @@ def test_the_summary_by_hand() -> None:
     scores = [0.70, 0.72, 0.71, 0.74, 0.73]
     found = summary([row("dqn", i, s) for i, s in enumerate(scores)])["14"]["dqn"]
     assert found["seeds"] == scores and found["iqm"] == pytest.approx(0.72)
-    assert found["points_lost"] == pytest.approx(3.0)
+    assert found["points_lost"] == pytest.approx(3.0) and found["points_lost_standard"] == pytest.approx(2.0)
     assert found["evaluations"] == 404 and found["ratio"] == 14.0
     low, high = found["ci"]
     assert 0.70 <= low < 0.72 < high <= 0.74
@@ -73,29 +75,32 @@ def test_deterministic_methods_search_once(
     """Every seed is fine-tuned on its own; with the tiny task in place of a detector."""
     seeds: list[int] = []
 
-    def make_task(arguments: Any, seed: int) -> TinyTask:
+    def make_task(arguments: Any, seed: int, **settings: Any) -> TinyTask:
         seeds.append(seed)
         return tiny
 
     monkeypatch.setattr(bench, "TARGETS", ("6",))
-    small = replace(BENCHES["embedded"], evaluations=21, finetune_steps=1, make_task=make_task)  # type: ignore[arg-type]
+    small = replace(BENCHES["embedded"], evaluations=21, finetune_steps=1, make_task=make_task)
     runner = bench.Runner(small, Namespace())
     ran: list[int] = []
     explore = Explorer.run
     monkeypatch.setattr(Explorer, "run", lambda self, *given: (ran.append(self.seed), explore(self, *given))[1])
     rows = [runner.measure(Run("embedded", "6", method, seed)) for seed in (0, 1)]
-    assert seeds == [0, 0, 1] and len(ran) == searches
+    assert seeds == [0, 0, 0, 1] and len(ran) == searches
     assert (rows[0]["choices"] == rows[1]["choices"]) is (searches == 1)
     for row in rows:
         assert row["ratio"] >= 6 and row["evaluations"] <= 21 and row["table_entries"] == 7 * 12
-        assert 0 < row["test_map"] <= 1 and row["curve"][-1][1] == pytest.approx(row["divergence"], abs=1e-5)
+        assert 0 < row["test_map"] == row["test_map_standard"] <= 1  # the tiny task has one test split
+        assert row["curve"][-1][1] == pytest.approx(row["divergence"], abs=1e-5)
 
 
 def test_the_same_plan_is_finetuned_once(tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's plan is what the local search begins with, and here there are no evaluations for another."""
     monkeypatch.setattr(bench, "RUNS", tmp_path / "runs.jsonl")
     monkeypatch.setattr(bench, "TARGETS", ("6",))
-    small = replace(BENCHES["embedded"], evaluations=7, finetune_steps=1, make_task=lambda arguments, seed: tiny)
+    small = replace(
+        BENCHES["embedded"], evaluations=7, finetune_steps=1, make_task=lambda arguments, seed, **settings: tiny
+    )
     runner = bench.Runner(small, Namespace())
     tuned: list[str] = []
     finetune = finetuned_student
