@@ -11,7 +11,8 @@ found the same plan, its fine-tuning with the same seed is not repeated (``finet
 
 On the 400 test images of the embedded task the luck of the images is as large as the differences between methods, and
 the same for every seed of a plan. They are drawn by a generator: 2,400 of them are the test split here, the usual 400
-first; figures that end in ``_standard`` are of those.
+first; figures that end in ``_standard`` are of those. Lines that say ``remeasured`` were searched before that, on the
+same search images, and their plans fine-tuned and tested again by hand; ``search.json`` counts them.
 
 A run is a line of ``benchmarks/results/search_runs.jsonl``; what is there is not run again, so that the benchmark may
 be stopped and continued, and several processes may take a shard each. After every run ``search.json`` is made anew
@@ -297,6 +298,7 @@ def write_summary() -> Path:
                 "sensitivity_entries": own[0]["table_entries"],
                 "sensitivity_seconds": max(r["table_seconds"] for r in own),
                 "runs": len(own),
+                "remeasured": sum(r.get("remeasured", False) for r in own),
                 "core_seconds": round(sum(r["search_seconds"] + r["finetune_seconds"] for r in own)),
                 "left": len(plan_of(bench)) - len(done(own) & set(plan_of(bench))),
             }
