@@ -261,7 +261,7 @@ class HSQEnv(gym.Env[Observation, Any]):
             raise InputError(
                 f"The episode has decided {self.index} of {len(self.layers)} layers: finish it for a plan."
             )
-        return Plan(tuple(i.name for i in self.layers), tuple(self.choices[i] for i in self._executed))
+        return Plan(tuple(i.name for i in self.layers), tuple(self.choices_so_far()))
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Decide one layer; see the class."""
@@ -358,10 +358,9 @@ class HSQEnv(gym.Env[Observation, Any]):
             self.target_ratio = given.pop("target_ratio")
         elif len(targets) > 1:
             self.target_ratio = targets[int(self.np_random.integers(len(targets)))]
-        for name, value in given.items():
+        for name in given:
             check_known("reset option", name, ("alpha", "beta", "target_ratio"))
-            check_share(name, value)
-            setattr(self, name, float(value))
+        self.set_weights(**{"alpha": self.alpha, "beta": self.beta, **given})
         self.compressor.reset()
         self._executed, self._accuracy, self._divergence = [], 1.0, 0.0
         return self._observation(), self._state_info()
