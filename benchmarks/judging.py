@@ -1,103 +1,172 @@
-"""What tells before the long fine-tuning how good a plan will be after it?
+"""Which weights of the distillation loss's terms lead to the best plans?
 
-python -m benchmarks.judging
+python -m benchmarks.judging [--shard 0 --of 2]
 
-Plans around the integer programs' at 14x are played in the environment with its brief repair; noted are the mAP on the
-search images and every term of the distillation loss, per layer tables included. Then each plan is fine-tuned at length
-from the teacher's weights and its mAP measured on 400 training images that neither the brief nor the calibration pool
-holds: images of the test split have no say in how students are judged. Correlations over plans go to
-``benchmarks/results/judging.json``, which is written after every plan.
+What every choice of every layer alone does after its repair is measured term by term, on 64 training images that the
+repair does not see. For each weighting and target, an integer program over these damages makes a plan; the plan is
+fine-tuned at length from the teacher's weights, as ``hsq search`` does it, and its mAP measured on 2,048 generated
+images that are neither of the search split nor of the test split: the latter has no say in how students are judged.
+Programs rather than correlations over given plans: a judge has to be good where a search takes it.
+
+A plan is a line of ``benchmarks/results/judging_runs.jsonl`` and is not measured again; ``judging.json`` is made anew
+after each.
 """
 
+import argparse
+import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 
 import hsq_env  # noqa: F401 - before torch
-from agents.baselines.plans import byte_limit, integer_program
+from agents.baselines.plans import integer_program
 from agents.finalists import finetuned_student
-from benchmarks.record import write_result
-from detectors.detection import detections_map
-from detectors.task import detection_task
-from hsq_env.distillation import AKD, JUDGING_WEIGHTS
+from agents.surrogate import POWER
+from benchmarks.record import RESULTS, append_line, read_lines, write_result
+from benchmarks.search import HARDEST
+from detectors.cache import cache_folder
+from detectors.task import DetectionTask, detection_task, shapes_folder
+from detectors.teacher import SHIPPED_TEACHER
+from hsq_env.choices import Plan
+from hsq_env.distillation import AKD
 from hsq_env.env import HSQEnv
-from hsq_env.states import run
+from hsq_env.states import KeptStates, run
 from hsq_env.student import evaluate
 
-PLANS, TARGET, FINETUNE_STEPS = 16, 14.0, 100
-HELD_BACK = slice(600, 1000)  # of the training images
-NOISE = (0.0, 0.3, 0.6, 1.0)  # logarithmic, of the sensitivities that a plan is made from
+RUNS = RESULTS / "judging_runs.jsonl"
+TARGETS = ("14", "hardest", "10")
+SEEDS, FINETUNE_STEPS = 2, 150
+USUAL_IMAGES, HELD_BACK = 128, 2048  # of the search split's generator: the usual ones first
+DAMAGE_IMAGES = slice(192, 256)  # of the training images, behind the pool of the repair
+KINDS = ("logits", "boxes", "centerness", "features")
+WEIGHTINGS: dict[str, tuple[float, float, float, float]] = {  # of the kinds
+    "present": (1.0, 10.0, 10.0, 0.1),
+    "a tenth of the logits": (0.1, 10.0, 10.0, 0.1),
+    "four tenths of the logits": (0.4, 10.0, 10.0, 0.1),
+    "twice the logits": (2.0, 10.0, 10.0, 0.1),
+    "four times the logits": (4.0, 10.0, 10.0, 0.1),
+    "thirty times the centerness": (1.0, 10.0, 300.0, 0.1),
+    "logits alone": (1.0, 0.0, 0.0, 0.0),
+    "boxes alone": (0.0, 1.0, 0.0, 0.0),
+    "centerness alone": (0.0, 0.0, 1.0, 0.0),
+    "features alone": (0.0, 0.0, 0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan and a seed of its fine-tuning."""
+
+    target: str
+    weighting: str
+    seed: int
+
+
+def plan_of() -> list[Run]:
+    """All runs, seed by seed."""
+    return [Run(t, w, seed) for seed in range(SEEDS) for t in TARGETS for w in WEIGHTINGS]
 
 
 class Judge:
-    """The tasks and what is measured on them."""
+    """The tasks, and the damage of every choice term by term."""
 
     def __init__(self) -> None:
-        self.task = detection_task(search_images=32, pool_images=64, calibration_images=16)
-        self.wide = detection_task(search_images=128, pool_images=8, calibration_images=8)
-        train = self.task._train
-        self.held_back = train.only(train.image_ids[HELD_BACK])
-        self.batches = self.held_back.batches(8)
-        self.env = HSQEnv(self.task, reward="divergence", alpha=0.0, beta=1.0, target_ratio=TARGET)
+        self.held_back = self._task(search_images=None)
+        split = self.held_back._splits["search"]
+        self.held_back._splits["search"] = split.only(split.image_ids[USUAL_IMAGES:])
+        self.plain = HSQEnv(self._task(), reward="divergence", alpha=0.0, beta=1.0)
+        self.teacher_map = evaluate(self.held_back, self.held_back.stages(self.held_back.teacher), "search")
+        self.damages = self._kept_damages()
+
+    @staticmethod
+    def _task(search_images: int | None = 8, seed: int = 0) -> DetectionTask:
+        return detection_task(
+            shapes_folder({"val": USUAL_IMAGES + HELD_BACK}), None, SHIPPED_TEACHER, search_images=search_images,
+            pool_images=64, calibration_images=16, seed=seed,
+        )  # fmt: skip
+
+    def _kept_damages(self) -> NDArray[np.float64]:
+        """The damages, from the cache if they were measured before: they take minutes."""
+        path = cache_folder() / f"judging-{torch.__version__}.npy"
+        if not path.is_file():
+            beside = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(beside, self._damages())
+            beside.replace(path)
+        return np.asarray(np.load(path))
 
     @torch.no_grad()
-    def terms(self, student: Any) -> dict[str, float]:
-        """Means over the search images of the distillation loss's terms, unweighted."""
-        teacher, rows = self.wide.stages(self.wide.teacher), []
-        for batch in self.wide.evaluation("search"):
-            expected = self.wide.distilled(run(teacher, {"images": batch.images}))
-            found = self.wide.distilled(run(student.stages, {"images": batch.images}))
-            rows.append({name: term.item() for name, term in AKD().terms(found, expected).items()})
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    def _damages(self) -> NDArray[np.float64]:
+        """Unweighted terms with one layer compressed and repaired, (layers, choices, kinds)."""
+        env, task = self.plain, self.plain.task
+        own, stages = env.compressor.fork(), task.stages(task.teacher)
+        train = self.held_back._train
+        batches = train.only(train.image_ids[DAMAGE_IMAGES]).batches(8)
+        kept = KeptStates(batches)
+        teacher = [task.distilled(run(stages, {"images": batch.images})) for batch in batches]
+        table = np.zeros((len(env.layers), len(env.choices), len(KINDS)))
+        for index in range(len(env.layers)):
+            for column, choice in enumerate(env.choices):
+                with own.alone(index, choice, 0.0) as (student, route):
+                    kept.enter(route)
+                    for i, expected in enumerate(teacher):
+                        found = task.distilled(route.finish(student.stages, kept.state(student.stages, i)))
+                        terms = AKD().terms(found, expected)
+                        table[index, column] += [terms[kind].item() / len(batches) for kind in KINDS]
+        return np.maximum(table, 0.0)
 
-    @torch.no_grad()
-    def held_back_map(self, model: nn.Module) -> float:
-        """mAP on training images that nothing else looks at."""
-        stages = self.task.stages(model)
-        found = [self.task.predictions(run(stages, {"images": b.images}), b) for b in self.batches]
-        return detections_map(self.held_back, self.batches, found)
-
-    def measure(self, choices: list[int], seed: int) -> dict[str, Any]:
-        """A plan before and after the long fine-tuning."""
-        env = self.env
-        env.reset()
-        for choice in choices:
-            info = env.step(choice)[4]
-        before = {
-            **self.terms(env.student),
-            "search_map": evaluate(self.wide, env.student.stages, "search"),
-            "divergence": info["divergence"],
-            "sensitivities": float(env.sensitivities[range(len(choices)), choices].sum()),
-            "repaired_sensitivities": float(env.repaired_sensitivities[range(len(choices)), choices].sum()),
+    def measure(self, run_: Run) -> dict[str, Any]:
+        """The plan that a weighting leads to, fine-tuned."""
+        plain = self.plain
+        ratio = HARDEST * plain.budget.largest_ratio if run_.target == "hardest" else float(run_.target)
+        env = HSQEnv(
+            self._task(seed=run_.seed), reward="divergence", alpha=0.0, beta=1.0, target_ratio=ratio,
+            sensitivities=plain.sensitivities,
+        )  # fmt: skip
+        costs = (self.damages @ np.array(WEIGHTINGS[run_.weighting])) ** POWER
+        chosen = integer_program(costs / costs.max(), env.sizes, env.budget.limit)
+        plan = Plan(tuple(info.name for info in env.layers), tuple(env.choices[c] for c in chosen))
+        tuned = finetuned_student(env, plan, FINETUNE_STEPS, str(run_))
+        sums = self.damages[np.arange(len(chosen)), chosen].sum(axis=0)
+        return {
+            **vars(run_),
+            "weights": WEIGHTINGS[run_.weighting],
+            "map": evaluate(self.held_back, tuned.stages, "search"),
+            "teacher_map": self.teacher_map,
+            "damages": dict(zip(KINDS, sums.tolist(), strict=True)),
+            "choices": chosen.tolist(),
         }
-        self.task.seed = seed
-        tuned = finetuned_student(env, info["plan"], FINETUNE_STEPS, f"plan {seed}")
-        return {"before": before, "map": self.held_back_map(tuned.model), "ratio": info["ratio"]}
 
 
-def correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Of everything known before with the mAP after, and of the weighted sum that students are judged by."""
-    after = np.array([row["map"] for row in rows])
-    known = {name: np.array([row["before"][name] for row in rows]) for name in rows[0]["before"]}
-    known["judging_weights"] = np.sum([w * known[name] for name, w in JUDGING_WEIGHTS.items() if name in known], axis=0)
-    return {name: float(np.corrcoef(values, after)[0, 1]) for name, values in known.items()}
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Points of mAP lost per target and weighting, mean over the seeds of the fine-tuning."""
+    lost: dict[str, dict[str, float]] = {}
+    for target in TARGETS:
+        for name, weights in WEIGHTINGS.items():
+            own = [r for r in rows if (r["target"], r["weighting"], r["weights"]) == (target, name, list(weights))]
+            if own:
+                lost.setdefault(target, {})[name] = float(np.mean([100 * (r["teacher_map"] - r["map"]) for r in own]))
+    return {"kinds": KINDS, "weightings": WEIGHTINGS, "points_lost": lost, "left": len(plan_of()) - len(rows)}
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure what is left."""
+    parser = argparse.ArgumentParser(description="Which judge leads a search to the best plans?")
+    parser.add_argument("--shard", type=int, default=0, help="take every --of-th run, beginning with this one")
+    parser.add_argument("--of", type=int, default=1)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    judge, rng, rows = Judge(), np.random.default_rng(0), []
-    env = judge.env
-    for number in range(PLANS):
-        table = (env.sensitivities, env.repaired_sensitivities)[number % 2]
-        noise = np.exp(NOISE[number // 2 % len(NOISE)] * rng.standard_normal(table.shape))
-        choices = [int(i) for i in integer_program(table * noise, env.sizes, byte_limit(env))]
-        rows.append(judge.measure(choices, number))
-        print(number, rows[-1]["map"], rows[-1]["before"], flush=True)
-        if number > 2:
-            write_result("judging", {"correlations": correlations(rows), "plans": rows})
+    judge: Judge | None = None
+    for run_ in plan_of()[arguments.shard :: arguments.of]:
+        if run_ in {Run(r["target"], r["weighting"], r["seed"]) for r in read_lines(RUNS)}:
+            continue
+        judge = judge or Judge()
+        append_line(RUNS, judge.measure(run_))
+        print(run_, read_lines(RUNS)[-1]["map"], flush=True)
+        write_result("judging", summary(read_lines(RUNS)))
+    print(f"wrote {write_result('judging', summary(read_lines(RUNS)))}")
 
 
 if __name__ == "__main__":

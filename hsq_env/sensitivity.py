@@ -114,7 +114,7 @@ def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alph
 
 
 def _digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
-    digest = hashlib.sha256(repr((CACHE_VERSION, torch.__version__, settings)).encode())
+    digest = hashlib.sha256(repr((CACHE_VERSION, torch.__version__, JUDGING_WEIGHTS, settings)).encode())
     for tensor in task.teacher.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     for batch in batches:
