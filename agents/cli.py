@@ -31,7 +31,7 @@ def search(
     finalists: int = 2,
     step_minibatches: int = 2,
     workers: int = 1,
-    warm_start: tuple[str, ...] = ("ilp", "ilp_repaired"),
+    warm_start: tuple[str, ...] = ("ilp_loads",),
     return_to_best: bool = True,
     surrogate: bool = True,
     table_megabytes: float = 128.0,
@@ -58,7 +58,7 @@ def search(
     :param teacher: written by 'hsq teacher'; the shipped one for "shapes"
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg; a baseline: uniform, random, greedy, ilp,
-        ilp_repaired, tpe, nsga2, local; or module:factory of your own
+        ilp_repaired, ilp_loads, tpe, nsga2, local; or module:factory of your own
     :param episodes: each decides every layer once; the paper uses 1000; 5 if nothing limits the search
     :param evaluations: students that may be measured in the search, one for each new step
     :param time_budget: seconds of the agent's training, whichever ends first
@@ -71,8 +71,8 @@ def search(
     :param finalists: plans that are fine-tuned; the best on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param workers: environments side by side, each in a process of its own with one thread
-    :param warm_start: baselines whose plans the agent starts from; ilp_repaired measures every choice once with a
-        repair, which takes 3 minutes on the embedded task and an hour at full width on one core
+    :param warm_start: baselines whose plans the agent starts from; ilp_repaired and ilp_loads measure every choice once
+        with a repair, which takes 3 minutes on the embedded task and an hour at full width on one core
     :param return_to_best: episodes follow the best plan so far up to a random layer, which costs nothing
     :param surrogate: between episodes, practise in a learned model of damages and try what it proposes
     :param table_megabytes: memory of each worker for plans' beginnings that were measured before

@@ -35,7 +35,7 @@ from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.self_evaluation import SelfEvaluation
 
-WARM_START = ("ilp", "ilp_repaired")  # baselines whose plans seed the replay
+WARM_START = ("ilp_loads",)  # baselines whose plans seed the replay
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Explorer:
         """The surrogate needs a plan to start from, and agents that learn from what others decided."""
         if not (self.surrogate and self.returns and seeds):
             return []
-        planner = SurrogatePlanner(env, self.seed, repaired="ilp_repaired" in self.warm_start)
+        planner = SurrogatePlanner(env, self.seed, repaired=bool({"ilp_repaired", "ilp_loads"} & set(self.warm_start)))
         learn_from_rollouts(planner, seeds)
         return [Dyna(planner, seed=self.seed)]
 

@@ -11,8 +11,9 @@ found the same plan, its fine-tuning with the same seed is not repeated (``finet
 
 On the 400 test images of the embedded task the luck of the images is as large as the differences between methods, and
 the same for every seed of a plan. They are drawn by a generator: 2,400 of them are the test split here, the usual 400
-first; figures that end in ``_standard`` are of those. Lines that say ``remeasured`` were searched before that, on the
-same search images, and their plans fine-tuned and tested again by hand; ``search.json`` counts them.
+first; figures that end in ``_standard`` are of those.
+
+The agents that are no default and the default with parts left out run at the target of 14 alone, with fewer seeds.
 
 A run is a line of ``benchmarks/results/search_runs.jsonl``; what is there is not run again, so that the benchmark may
 be stopped and continued, and several processes may take a shard each. After every run ``search.json`` is made anew
@@ -46,8 +47,9 @@ from hsq_env.task import Stage
 RUNS = RESULTS / "search_runs.jsonl"
 TARGETS = ("6", "10", "14", "hardest")
 HARDEST = 0.9  # of the largest ratio that the grid reaches
+OTHERS_TARGET, OTHERS_SEEDS = "14", 3
 TEST_IMAGES, STANDARD = 2400, 400  # of the embedded task; the first 400 are those that every other figure is of
-PROTOCOL = 2  # raised when earlier lines must not be compared with new ones
+PROTOCOL = 3  # raised when earlier lines must not be compared with new ones
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Bench:
     evaluations: int
     finetune_steps: int
     methods: tuple[str, ...]
+    others: tuple[str, ...]  # at OTHERS_TARGET, with OTHERS_SEEDS
     make_task: Callable[..., DetectionTask]
     standard_test_images: int | None = None  # the first of a test split that was made longer
     bfloat16: bool = False
@@ -66,7 +69,7 @@ class Bench:
 
 def _embedded(arguments: argparse.Namespace, seed: int, **settings: Any) -> DetectionTask:
     return detection_task(
-        shapes_folder({"test": TEST_IMAGES}), None, SHIPPED_TEACHER, search_images=32, pool_images=64,
+        shapes_folder({"test": TEST_IMAGES}), None, SHIPPED_TEACHER, search_images=64, pool_images=64,
         calibration_images=16, seed=seed, **settings,
     )  # fmt: skip
 
@@ -78,16 +81,19 @@ def _bccd(arguments: argparse.Namespace, seed: int, **settings: Any) -> Detectio
     )  # fmt: skip
 
 
-METHODS: dict[str, dict[str, Any]] = {  # arguments of Explorer
-    "uniform": {},
-    "greedy": {},
+METHODS: dict[str, dict[str, Any]] = {  # arguments of Explorer; those that every bench compares come first
     "ilp": {},
     "ilp_repaired": {},
+    "dqn": {},
+    "ilp_loads": {},
+    "local": {},
+    "greedy": {},
+    "uniform": {},
     "random": {},
     "tpe": {},
     "nsga2": {},
-    "local": {},
-    "dqn": {},
+}
+OTHERS: dict[str, dict[str, Any]] = {
     "planner": {},
     "dqn_without_surrogate": {"algo": "dqn", "surrogate": False},
     "dqn_without_warm_start": {"algo": "dqn", "warm_start": ()},
@@ -98,11 +104,11 @@ METHODS: dict[str, dict[str, Any]] = {  # arguments of Explorer
     "td3": {},
     "ddpg": {},
 }
-DETERMINISTIC = ("uniform", "greedy", "ilp", "ilp_repaired")
-FIRST = ("ilp", "ilp_repaired", "dqn", "local", "planner", "greedy", "uniform", "random", "tpe", "nsga2")
+SETTINGS = METHODS | OTHERS
+DETERMINISTIC = ("uniform", "greedy", "ilp", "ilp_repaired", "ilp_loads")
 BENCHES = {
-    "embedded": Bench("embedded", 5, 500, 150, tuple(METHODS), _embedded, STANDARD),
-    "bccd": Bench("bccd", 3, 150, 60, ("ilp", "ilp_repaired", "dqn", "greedy", "random"), _bccd),
+    "embedded": Bench("embedded", 5, 500, 150, tuple(METHODS), tuple(OTHERS), _embedded, STANDARD),
+    "bccd": Bench("bccd", 3, 150, 60, ("ilp", "ilp_repaired", "dqn", "greedy", "random"), (), _bccd),
 }
 
 
@@ -174,7 +180,7 @@ class Runner:
         key = (run.target, run.method)
         if key in self.found:
             return self.found[key]
-        settings = METHODS[run.method]
+        settings = SETTINGS[run.method]
         explorer = Explorer(
             **{
                 "algo": run.method,
@@ -257,7 +263,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Per target and method: interquartile mean of the test mAP, its interval, and what was spent."""
     result: dict[str, Any] = {}
     for target in TARGETS:
-        for method in METHODS:
+        for method in SETTINGS:
             own = sorted((r for r in rows if r["target"] == target and r["method"] == method), key=lambda r: r["seed"])
             if not own:
                 continue
@@ -298,7 +304,6 @@ def write_summary() -> Path:
                 "sensitivity_entries": own[0]["table_entries"],
                 "sensitivity_seconds": max(r["table_seconds"] for r in own),
                 "runs": len(own),
-                "remeasured": sum(r.get("remeasured", False) for r in own),
                 "core_seconds": round(sum(r["search_seconds"] + r["finetune_seconds"] for r in own)),
                 "left": len(plan_of(bench)) - len(done(own) & set(plan_of(bench))),
             }
@@ -307,14 +312,15 @@ def write_summary() -> Path:
 
 def plan_of(bench: Bench) -> list[Run]:
     """All runs in the order in which they say most."""
-    order = [m for m in FIRST if m in bench.methods] + [m for m in bench.methods if m not in FIRST]
-    hard_first = ("14", "hardest", "10", "6")
     return [
-        Run(bench.name, target, method, seed)
-        for tier in (order[:4], order[4:10], order[10:])
-        for seed in range(bench.seeds)
-        for target in hard_first
-        for method in tier
+        *(
+            Run(bench.name, target, method, seed)
+            for some in (bench.methods[:4], bench.methods[4:])
+            for seed in range(bench.seeds)
+            for target in ("14", "hardest", "10", "6")
+            for method in some
+        ),
+        *(Run(bench.name, OTHERS_TARGET, method, seed) for seed in range(OTHERS_SEEDS) for method in bench.others),
     ]
 
 
@@ -322,7 +328,7 @@ def main() -> None:
     """Run what is left."""
     parser = argparse.ArgumentParser(description="Compare searches at equal budgets.")
     parser.add_argument("--tasks", nargs="+", choices=list(BENCHES), default=["embedded"])
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="only these")
+    parser.add_argument("--methods", nargs="+", choices=list(SETTINGS), help="only these")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--shard", type=int, default=0, help="take every --of-th run, beginning with this one")
     parser.add_argument("--of", type=int, default=1)

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_task import TinyTask
 
+from agents.baselines.planner import loads_choices
 from agents.baselines.plans import (
     byte_limit,
     greedy_choices,
@@ -19,6 +20,7 @@ from agents.baselines.plans import (
     warm_starts,
 )
 from agents.baselines.proposers import LocalSearch, OptunaSearch
+from agents.surrogate import load
 from detectors.errors import InputError
 from hsq_env.choices import Choice
 from hsq_env.env import HSQEnv
@@ -179,6 +181,19 @@ def test_warm_starts_are_the_integer_programs_plans_once(tiny: TinyTask) -> None
     env._repaired = env.sensitivities[:, ::-1].copy()
     assert warm_starts(env) == [plain, integer_program_choices(env, env._repaired)]
     assert warm_starts(env)[1] != plain
+
+
+def test_the_program_over_loads_minimizes_loads(tiny: TinyTask) -> None:
+    """Loads grow faster than sensitivities: one large damage weighs more than several small ones of the same sum."""
+    env = HSQEnv(tiny, target_ratio=10.0, finetune_steps=0)
+    rows, different = np.arange(7), 0
+    for seed in range(8):
+        table = np.sort(10.0 ** np.random.default_rng(seed).uniform(-2, 0, (7, 12)), axis=1)[:, ::-1].copy()
+        env._repaired = table
+        plain, other = (table[rows, choices] for choices in (integer_program_choices(env, table), loads_choices(env)))
+        assert plain.sum() <= other.sum() * (1 + 1e-4) and load(other).sum() <= load(plain).sum() * (1 + 1e-4)
+        different += bool((plain != other).any())
+    assert different
 
 
 @pytest.mark.parametrize("target", [8.0, 12.0, None])

@@ -21,7 +21,7 @@ from agents.run_folder import RunFolder
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 
-ONE_PLAN = ("greedy", "ilp", "ilp_repaired")
+ONE_PLAN = ("greedy", "ilp", "ilp_repaired", "ilp_loads")
 
 
 def nothing(message: str) -> None:

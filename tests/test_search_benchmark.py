@@ -14,7 +14,7 @@ import benchmarks.self_evaluation as loops
 from agents.finalists import finetuned_student
 from agents.find import Explorer
 from benchmarks.record import append_line, read_lines
-from benchmarks.search import BENCHES, METHODS, Run, interquartile_mean, plan_of, summary
+from benchmarks.search import BENCHES, SETTINGS, Run, interquartile_mean, plan_of, summary
 from benchmarks.search_figure import curve_of, draw
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
@@ -63,9 +63,13 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 
 @pytest.mark.parametrize("name", sorted(BENCHES))
 def test_every_run_is_planned_once(name: str) -> None:
-    planned = plan_of(BENCHES[name])
-    assert len(planned) == len(set(planned)) == len(BENCHES[name].methods) * 4 * BENCHES[name].seeds
-    assert {run.method for run in planned} == set(BENCHES[name].methods) <= set(METHODS)
+    bench_ = BENCHES[name]
+    planned = plan_of(bench_)
+    expected = len(bench_.methods) * 4 * bench_.seeds + len(bench_.others) * bench.OTHERS_SEEDS
+    assert len(planned) == len(set(planned)) == expected
+    assert {run.method for run in planned} == {*bench_.methods, *bench_.others} <= set(SETTINGS)
+    assert {run.target for run in planned if run.method in bench_.others} <= {bench.OTHERS_TARGET}
+    assert {run.target for run in planned if run.method == "dqn"} == set(bench.TARGETS)
 
 
 @pytest.mark.parametrize(("method", "searches"), [("ilp", 1), ("random", 2)])

@@ -291,9 +291,10 @@ def test_probes_cost_one_evaluation_each(tiny: TinyTask) -> None:
     planner = played(env, [4] * 7)
     wrapped = ReturnToBest(KeepBest(env), seed=0)
     agent: Any = make_agent("dqn", wrapped)
+    # the probes of one round; plans, which may be played to their end, come after them
     before, steps = env.evaluations, planner.model.steps
-    agent.learn(30, callback=Dyna(planner, first=0, each=0, proposals=1.0))
-    ends = np.flatnonzero(agent.replay_buffer.dones[:30, 0])
+    agent.learn(20, callback=Dyna(planner, first=0, each=0, proposals=1.0))
+    ends = np.flatnonzero(agent.replay_buffer.dones[:20, 0])
     assert len(ends) >= 4 and agent.replay_buffer.timeouts[ends, 0].all()  # given up, so that values are bootstrapped
     assert planner.model.steps - steps <= env.evaluations - before
     assert env.evaluations - before <= len(ends) + 1

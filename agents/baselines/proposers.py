@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import optuna
 
-from agents.baselines.planner import PlannerSearch
+from agents.baselines.planner import PlannerSearch, loads_choices
 from agents.baselines.plans import (
     byte_limit,
     greedy_choices,
@@ -161,6 +161,10 @@ def _ilp_repaired(env: HSQEnv, seed: int) -> Proposer:
     return Listed([integer_program_choices(env, env.repaired_sensitivities)])
 
 
+def _ilp_loads(env: HSQEnv, seed: int) -> Proposer:
+    return Listed([loads_choices(env)])
+
+
 def _tpe(env: HSQEnv, seed: int) -> Proposer:
     return OptunaSearch(env, optuna.samplers.TPESampler(seed=seed), 1)
 
@@ -175,6 +179,7 @@ BASELINES: dict[str, Callable[[HSQEnv, int], Proposer]] = {
     "greedy": _greedy,
     "ilp": _ilp,
     "ilp_repaired": _ilp_repaired,
+    "ilp_loads": _ilp_loads,
     "tpe": _tpe,
     "nsga2": _nsga2,
     "local": LocalSearch,
