@@ -3,8 +3,12 @@
 A probe returns to the best plan up to a layer, which costs nothing, takes one other choice there and looks at what it
 does, which costs one evaluation; nothing of the rest is measured. So the model learns what every promising choice does
 after the choices that were made before it and after the repair, which no table of single layers can tell.
+
+A plan is given up as soon as it cannot become the best any more. It mostly fails at one choice that does more harm than
+expected: the program then looks for another end of what was good of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +87,8 @@ class SurrogatePlanner:
         self._seen: dict[tuple[int, ...], float] = {}  # divergences after prefixes, lest a step counts twice
         self._rounds: dict[float | None, list[list[int] | float]] = {}  # probes, and shares of layers of plans
         self._tried: set[tuple[int, ...]] = set()
+        self._played: dict[float | None, list[int]] = {}  # the last plan that was proposed
+        self._good: dict[float | None, list[int]] = {}  # of a plan that was given up: all but its last step
 
     def learn(self, choices: list[int], divergences: list[float], target: float | None, ratio: float | None) -> None:
         """Take note of an episode or of its beginning.
@@ -99,6 +105,8 @@ class SurrogatePlanner:
         at = np.array(new, dtype=np.int64)
         self.model.add(at, np.array(choices)[at], before[at], loads[at])
         if ratio is None or len(choices) < len(self.env.layers):
+            if new and choices == self._played.get(target, [])[: len(choices)]:
+                self._good[target] = choices[:-1]
             return
         for aim in self.env.budgets:
             known = self.best.get(aim)
@@ -108,25 +116,49 @@ class SurrogatePlanner:
                 self._rounds.pop(aim, None)  # they belonged to the plan before
 
     def next(self, target: float | None) -> Proposal | None:
-        """What to play: a probe, which is shorter than a plan, or a plan.
+        """What to play: another end of a plan that was given up, a probe, which is shorter than a plan, or a plan.
 
         :return: None before any plan was measured, and where nothing new comes to mind
         """
         if target not in self.best:
             return None
+        if target in self._good:
+            proposal = self._plan(target, self._good.pop(target))
+            if proposal is not None:
+                return proposal
         if not self._rounds.get(target):
             self._rounds[target] = [*self.probes(target, PROBES), *STARTS]
         while self._rounds[target]:
             upcoming = self._rounds[target].pop(0)
             if isinstance(upcoming, list):
                 return Proposal(upcoming, [np.inf] * len(upcoming))
-            plan = self.propose(target, round(upcoming * len(self.env.layers)))
-            if plan is None:
-                continue
-            proposal = Proposal(plan, self._ceilings(self.best[target], plan))
-            if not self._hopeless(proposal):
+            kept = round(upcoming * len(self.env.layers))
+            proposal = self._plan(target, self.best[target].choices[:kept])
+            if proposal is not None:
                 return proposal
         return None
+
+    def _plan(self, target: float | None, beginning: list[int]) -> Proposal | None:
+        """A plan that is expected to become the best.
+
+        :param beginning: its first choices, which were measured
+        """
+        plan = self.propose(target, beginning)
+        if plan is None:
+            return None
+        best, start = self.best[target], len(beginning)
+        to_come = self._damages(best, beginning)[range(start, len(plan)), plan[start:]]
+        if self._load_after(beginning) + to_come.sum() >= best.load:
+            return None
+        ceilings = [np.inf] * start + self._ceilings(best, plan)[start:]
+        proposal = Proposal(plan, ceilings)
+        if self._hopeless(proposal):
+            return None
+        self._played[target] = plan
+        return proposal
+
+    def _load_after(self, beginning: Sequence[int]) -> float:
+        return float(load(self._seen[tuple(beginning)])) if beginning else 0.0
 
     def _hopeless(self, proposal: Proposal) -> bool:
         """Whether a plan is known to end before anything new comes up in it."""
@@ -171,38 +203,46 @@ class SurrogatePlanner:
         spent = sum(int(self.env.sizes[k, c]) for k, c in enumerate(before))
         return bool(self.env.budgets[target].mask(layer, spent)[choice])
 
-    def propose(self, target: float | None, start: int = 0) -> list[int] | None:
+    def propose(self, target: float | None, beginning: Sequence[int] = ()) -> list[int] | None:
         """The integer program's plan over what the model believes after the best plan's choices.
 
         A change from the best plan has to promise something, how much is drawn anew for every proposal: without a
         price, a plan would gather all the choices that the model happens to be too hopeful about. Where that leads to
         a plan that was tried before, beliefs are drawn from what the model holds possible (Thompson 1933).
 
-        :param start: first layer that may change
+        :param beginning: its first choices, which were measured
         :return: None if nothing new was found
         """
-        best, sizes = self.best[target], self.env.sizes
-        limit = byte_limit(self.env, target) - float(sum(sizes[k, best.choices[k]] for k in range(start)))
+        best, sizes, start = self.best[target], self.env.sizes, len(beginning)
+        limit = byte_limit(self.env, target) - float(sum(sizes[k, c] for k, c in enumerate(beginning)))
         for spread in (0.0, *DRAWS):
-            costs = self._costs(best, self.model.weights(self._rng, spread))
+            costs = self._costs(best, beginning, self.model.weights(self._rng, spread))
             prices = np.full(costs.shape, best.load * 10.0 ** self._rng.uniform(*CHANGE_PRICES))
             prices[np.arange(len(costs)), best.choices] = 0.0
             rest = integer_program((costs + prices)[start:], sizes[start:], limit)
-            plan = [*best.choices[:start], *(int(i) for i in rest)]
+            plan = [*beginning, *(int(i) for i in rest)]
             if tuple(plan) not in self._tried:
                 self._tried.add(tuple(plan))
                 return plan
         return None
 
-    def _damages(self, best: Best, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Of every choice after the best plan's choices; its own as they were measured."""
-        damages = self.model.table(best.before, weights)
+    def _damages(
+        self, best: Best, beginning: Sequence[int] = (), weights: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """Of every choice after the best plan's choices; its own as they were measured.
+
+        :param beginning: choices in place of the best plan's first ones
+        """
+        other = self._load_after(beginning) - best.before[len(beginning)] if beginning else 0.0
+        damages = self.model.table(np.maximum(best.before + other, 0.0), weights)
         damages[np.arange(len(damages)), best.choices] = best.damages
         return damages
 
-    def _costs(self, best: Best, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    def _costs(
+        self, best: Best, beginning: Sequence[int] = (), weights: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
         """The same, from 0 in every layer."""
-        costs = self._damages(best, weights)
+        costs = self._damages(best, beginning, weights)
         return np.asarray(costs - costs.min(axis=1, keepdims=True) + FLOOR * self.model.repaired)
 
     def _price_of_a_byte(self, costs: NDArray[np.float64], target: float | None) -> float:
