@@ -5,7 +5,7 @@ does, which costs one evaluation; nothing of the rest is measured. So the model 
 after the choices that were made before it and after the repair, which no table of single layers can tell.
 
 A plan is given up as soon as it cannot become the best any more. It mostly fails at one choice that does more harm than
-expected: the program then looks for another end of what was good of it.
+expected: the program then looks for another end for what was good of it.
 """
 
 from collections.abc import Sequence

@@ -72,7 +72,7 @@ def teacher_confidence(distilled: Sequence[Distilled]) -> Tensor | None:
 
 
 # How a student is judged: the weights whose integer programs lead to good plans after a long fine-tuning, among those
-# that benchmarks/judging.py compares. With a tenth of the logits' weight plans lose 0.2 to 0.9 points of mAP more.
+# that benchmarks/judging.py compares.
 JUDGING_WEIGHTS = {"logits": 1.0, "boxes": 10.0, "centerness": 10.0, "features": 0.1, "pixels": 1.0}
 
 
