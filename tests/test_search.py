@@ -63,7 +63,7 @@ def test_result_holds_what_was_promised(tiny: TinyTask, run: tuple[Path, dict[st
     assert list(result["methods"]) == METHODS
     assert all({"map", "bytes", "ratio"} <= set(row) for row in result["methods"].values())
     assert result["teacher"]["map"] == evaluate(tiny, tiny.stages(tiny.teacher), "test")
-    assert [row["source"] for row in result["history"]] == ["ilp", "dqn", "dqn"]
+    assert [row["source"] for row in result["history"]] == ["ilp_loads", "dqn", "dqn"]
     assert result["environment"]["versions"]["torch"]
 
 
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_run(tiny: TinyTask, run: tuple[Path, dict[
 def test_other_agents(tiny: TinyTask, tmp_path: Path, algo: str) -> None:
     result = search(tiny, tmp_path / "run", algo=algo, **{**SETTINGS, "finetune_steps": 0}, say=nothing)
     assert (result["algo"], result["episodes"]) == (algo, 2)
-    assert {row["source"] for row in result["history"]} == {"ilp", algo}
+    assert {row["source"] for row in result["history"]} == {"ilp_loads", algo}
     assert result["methods"]["hsq"]["ratio"] >= 7.0
     for bits in (8, 4):  # without steps, both uniform rows are the same
         assert result["methods"][f"uniform{bits}"] == result["methods"][f"uniform{bits}_finetuned"]
@@ -167,7 +167,7 @@ def test_without_a_target_the_return_decides(tiny: TinyTask, tmp_path: Path) -> 
 def test_no_episodes_leave_the_baselines_plan(tiny: TinyTask, tmp_path: Path) -> None:
     result = search(tiny, tmp_path / "run", **{**SETTINGS, "episodes": 0}, say=nothing)
     assert result["episodes"] == 0
-    assert result["methods"]["hsq"]["source"] == "ilp"
+    assert result["methods"]["hsq"]["source"] == "ilp_loads"
     assert (tmp_path / "run" / "policy.zip").is_file()
 
 
@@ -212,7 +212,7 @@ def test_two_workers_search_together(tiny: TinyTask, tmp_path: Path, algo: str, 
     settings = {**SETTINGS, "episodes": 3, "finetune_steps": 1, "algo": algo}
     result = search(tiny, tmp_path / "run", **settings, workers=2, say=nothing)
     assert result["workers"] == 2 and result["return_to_best"] is returns
-    assert [row["source"] for row in result["history"]] == ["ilp", *[algo] * 4]
+    assert [row["source"] for row in result["history"]] == ["ilp_loads", *[algo] * 4]
     assert result["steps"] == (1 + 4) * 7 and 0 <= result["visited_steps"] < result["steps"]
     for row in result["history"][1:]:  # every episode is what one environment gives for its choices
         env = HSQEnv(tiny, target_ratio=7.0)
@@ -239,7 +239,7 @@ def test_an_interruption_of_two_workers_leaves_the_best_plan(
     check_usable(tiny, out)
     assert active_children() == []
     history = json.loads((out / "interrupted.json").read_text())["history"]
-    assert [row["source"] for row in history] == ["ilp", "dqn", "dqn"]
+    assert [row["source"] for row in history] == ["ilp_loads", "dqn", "dqn"]
     best = min(history, key=lambda row: row["divergence"])
     assert best["choices"] == [[c.bits, c.sparsity] for c in Plan.read(out / "plan.json").choices]
 
@@ -290,7 +290,7 @@ def test_an_interrupted_agent_leaves_the_best_plan(
     assert str(out) in str(error.value) and "best plan so far" in str(error.value)
     check_usable(tiny, out)
     record = json.loads((out / "interrupted.json").read_text())
-    assert [row["source"] for row in record["history"]] == ["ilp", "dqn"]
+    assert [row["source"] for row in record["history"]] == ["ilp_loads", "dqn"]
     best = min(record["history"], key=lambda row: row["divergence"])
     assert best["choices"] == [[c.bits, c.sparsity] for c in Plan.read(out / "plan.json").choices]
     ALGORITHMS["dqn"].kind.load(out / "policy.zip")
