@@ -193,38 +193,40 @@ def test_without_a_new_idea_the_agent_is_asked(tiny: TinyTask, monkeypatch: pyte
     assert planner.next(9.0) is None  # and nothing is new
 
 
-def test_what_was_good_of_a_plan_is_gone_on_with(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = make(tiny, target_ratio=9.0)
-    planner = played(env, [4] * 7)
+def a_plan_begun(
+    tiny: TinyTask, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SurrogatePlanner, list[int], list[float], list[int]]:
+    """A planner that has proposed a plan; the best before, where that stood after each layer, and the plan.
+
+    The program's next plan would end as the best one does.
+    """
+    planner = played(make(tiny, target_ratio=9.0), [4] * 7)
     best = planner.best[9.0].choices
     stood = [planner._seen[tuple(best[: k + 1])] for k in range(7)]
     monkeypatch.setattr(planner, "probes", lambda target, count: [])
-    monkeypatch.setattr(planner_module, "integer_program", lambda costs, sizes, limit: np.full(len(costs), 3))
     monkeypatch.setattr(planner_module, "STARTS", (0.45,))
+    monkeypatch.setattr(planner_module, "integer_program", lambda costs, sizes, limit: np.full(len(costs), 3))
     first = planner.next(9.0)
     assert first is not None and first.choices == best[:3] + [3] * 4
-    better = [*stood[:3], 0.9 * stood[3], 0.9 * stood[4], 10 * stood[5]]  # fails at the last but one layer
-    planner.learn(first.choices[:6], better, 9.0, None)
     monkeypatch.setattr(planner_module, "integer_program", lambda costs, sizes, limit: np.array(best[-len(costs) :]))
-    second = planner.next(9.0)  # which ends as the best plan does, from less damage
-    assert second is not None and second.choices == first.choices[:5] + best[5:]
+    return planner, best, stood, first.choices
+
+
+def test_what_was_good_of_a_plan_is_gone_on_with(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner, best, stood, plan = a_plan_begun(tiny, monkeypatch)
+    better = [*stood[:3], 0.9 * stood[3], 0.9 * stood[4], 10 * stood[5]]  # fails at the last but one layer
+    planner.learn(plan[:6], better, 9.0, None)
+    second = planner.next(9.0)
+    assert second is not None and second.choices == plan[:5] + best[5:]
     assert second.ceilings[:5] == [np.inf] * 5 and np.isfinite(second.ceilings[5:]).all()
     planner.learn(second.choices, [*better[:5], 0.95 * stood[5], 0.95 * stood[6]], 9.0, 9.5)
     assert planner.best[9.0].choices == second.choices and not planner._good
 
 
 def test_what_was_no_better_is_not_gone_on_with(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = make(tiny, target_ratio=9.0)
-    planner = played(env, [4] * 7)
-    best = planner.best[9.0].choices
-    stood = [planner._seen[tuple(best[: k + 1])] for k in range(7)]
-    monkeypatch.setattr(planner, "probes", lambda target, count: [])
-    monkeypatch.setattr(planner_module, "integer_program", lambda costs, sizes, limit: np.full(len(costs), 3))
-    monkeypatch.setattr(planner_module, "STARTS", (0.45,))
-    assert planner.next(9.0) is not None
-    planner.learn([*best[:3], 3, 3, 3], [*stood[:3], 1.1 * stood[3], 1.2 * stood[4], 10 * stood[5]], 9.0, None)
-    monkeypatch.setattr(planner_module, "integer_program", lambda costs, sizes, limit: np.array(best[-len(costs) :]))
-    assert planner.next(9.0) is None
+    planner, best, stood, plan = a_plan_begun(tiny, monkeypatch)
+    planner.learn(plan[:6], [*stood[:3], 1.1 * stood[3], 1.2 * stood[4], 10 * stood[5]], 9.0, None)
+    assert planner._good == {9.0: plan[:5]} and planner.next(9.0) is None
     planner.learn([*best[:2], 5], [*stood[:2], stood[6]], 9.0, None)  # a probe is no plan
     assert not planner._good
 
