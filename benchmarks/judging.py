@@ -3,7 +3,7 @@
 python -m benchmarks.judging [--shard 0 --of 2]
 
 What every choice of every layer alone does after its repair is measured term by term, on 64 training images that the
-repair does not see. For each weighting and target, an integer program over these damages makes a plan; the plan is
+repair does not see. For each set of weights and target, an integer program over these damages makes a plan; the plan is
 fine-tuned at length from the teacher's weights, as ``hsq search`` does it, and its mAP measured on 2,048 generated
 images that are neither of the search split nor of the test split: the latter has no say in how students are judged.
 Programs rather than correlations over given plans: a judge has to be good where a search takes it.
@@ -13,7 +13,7 @@ after each.
 """
 
 import argparse
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,15 @@ from agents.finalists import finetuned_student
 from agents.surrogate import POWER
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from benchmarks.search import HARDEST
-from detectors.cache import cache_folder
 from detectors.task import DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER
 from hsq_env.choices import Plan
-from hsq_env.distillation import AKD
+from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.env import HSQEnv
+from hsq_env.sensitivity import kept_table, table_digest
 from hsq_env.states import KeptStates, run
 from hsq_env.student import evaluate
+from hsq_env.task import Batch
 
 RUNS = RESULTS / "judging_runs.jsonl"
 TARGETS = ("14", "hardest", "10")
@@ -42,18 +43,19 @@ SEEDS, FINETUNE_STEPS = 2, 150
 USUAL_IMAGES, HELD_BACK = 128, 2048  # of the search split's generator: the usual ones first
 DAMAGE_IMAGES = slice(192, 256)  # of the training images, behind the pool of the repair
 KINDS = ("logits", "boxes", "centerness", "features")
-WEIGHTINGS: dict[str, tuple[float, float, float, float]] = {  # of the kinds
-    "present": (1.0, 10.0, 10.0, 0.1),
-    "a tenth of the logits": (0.1, 10.0, 10.0, 0.1),
-    "four tenths of the logits": (0.4, 10.0, 10.0, 0.1),
-    "twice the logits": (2.0, 10.0, 10.0, 0.1),
-    "four times the logits": (4.0, 10.0, 10.0, 0.1),
-    "thirty times the centerness": (1.0, 10.0, 300.0, 0.1),
-    "logits alone": (1.0, 0.0, 0.0, 0.0),
-    "boxes alone": (0.0, 1.0, 0.0, 0.0),
-    "centerness alone": (0.0, 0.0, 1.0, 0.0),
-    "features alone": (0.0, 0.0, 0.0, 1.0),
-}
+Weights = tuple[float, ...]  # of the kinds
+WEIGHTINGS: tuple[Weights, ...] = (
+    (1.0, 10.0, 10.0, 0.1),
+    (0.1, 10.0, 10.0, 0.1),
+    (0.4, 10.0, 10.0, 0.1),
+    (2.0, 10.0, 10.0, 0.1),
+    (4.0, 10.0, 10.0, 0.1),
+    (1.0, 10.0, 300.0, 0.1),
+    (1.0, 0.0, 0.0, 0.0),
+    (0.0, 1.0, 0.0, 0.0),
+    (0.0, 0.0, 1.0, 0.0),
+    (0.0, 0.0, 0.0, 1.0),
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,18 @@ class Run:
     """A plan and a seed of its fine-tuning."""
 
     target: str
-    weighting: str
+    weights: Weights
     seed: int
 
 
 def plan_of() -> list[Run]:
     """All runs, seed by seed."""
     return [Run(t, w, seed) for seed in range(SEEDS) for t in TARGETS for w in WEIGHTINGS]
+
+
+def done(rows: list[dict[str, Any]]) -> set[Run]:
+    """What has been run."""
+    return {Run(r["target"], tuple(r["weights"]), r["seed"]) for r in rows}
 
 
 class Judge:
@@ -90,20 +97,18 @@ class Judge:
 
     def _kept_damages(self) -> NDArray[np.float64]:
         """The damages, from the cache if they were measured before: they take minutes."""
-        path = cache_folder() / f"judging-{torch.__version__}.npy"
-        if not path.is_file():
-            beside = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(beside, self._damages())
-            beside.replace(path)
-        return np.asarray(np.load(path))
+        env, task = self.plain, self.plain.task
+        train = self.held_back._train
+        batches = train.only(train.image_ids[DAMAGE_IMAGES]).batches(8)
+        settings = ("terms", KINDS, env.compressor.infos, env.choices, env.compressor.repair_settings())
+        digest = table_digest(task, settings, [*task.calibration(), *task.finetuning(), *batches])
+        return kept_table(digest, lambda: self._damages(batches))
 
     @torch.no_grad()
-    def _damages(self) -> NDArray[np.float64]:
+    def _damages(self, batches: Sequence[Batch]) -> NDArray[np.float64]:
         """Unweighted terms with one layer compressed and repaired, (layers, choices, kinds)."""
         env, task = self.plain, self.plain.task
         own, stages = env.compressor.fork(), task.stages(task.teacher)
-        train = self.held_back._train
-        batches = train.only(train.image_ids[DAMAGE_IMAGES]).batches(8)
         kept = KeptStates(batches)
         teacher = [task.distilled(run(stages, {"images": batch.images})) for batch in batches]
         table = np.zeros((len(env.layers), len(env.choices), len(KINDS)))
@@ -125,14 +130,13 @@ class Judge:
             self._task(seed=run_.seed), reward="divergence", alpha=0.0, beta=1.0, target_ratio=ratio,
             sensitivities=plain.sensitivities,
         )  # fmt: skip
-        costs = (self.damages @ np.array(WEIGHTINGS[run_.weighting])) ** POWER
+        costs = (self.damages @ np.array(run_.weights)) ** POWER
         chosen = integer_program(costs / costs.max(), env.sizes, env.budget.limit)
         plan = Plan(tuple(info.name for info in env.layers), tuple(env.choices[c] for c in chosen))
         tuned = finetuned_student(env, plan, FINETUNE_STEPS, str(run_))
         sums = self.damages[np.arange(len(chosen)), chosen].sum(axis=0)
         return {
             **vars(run_),
-            "weights": WEIGHTINGS[run_.weighting],
             "map": evaluate(self.held_back, tuned.stages, "search"),
             "teacher_map": self.teacher_map,
             "damages": dict(zip(KINDS, sums.tolist(), strict=True)),
@@ -141,14 +145,20 @@ class Judge:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Points of mAP lost per target and weighting, mean over the seeds of the fine-tuning."""
+    """Points of mAP lost per target and weights, mean over the seeds of the fine-tuning."""
     lost: dict[str, dict[str, float]] = {}
     for target in TARGETS:
-        for name, weights in WEIGHTINGS.items():
-            own = [r for r in rows if (r["target"], r["weighting"], r["weights"]) == (target, name, list(weights))]
+        for weights in WEIGHTINGS:
+            own = [r for r in rows if (r["target"], tuple(r["weights"])) == (target, weights)]
             if own:
-                lost.setdefault(target, {})[name] = float(np.mean([100 * (r["teacher_map"] - r["map"]) for r in own]))
-    return {"kinds": KINDS, "weightings": WEIGHTINGS, "points_lost": lost, "left": len(plan_of()) - len(rows)}
+                points = [100 * (r["teacher_map"] - r["map"]) for r in own]
+                lost.setdefault(target, {})[", ".join(map(str, weights))] = float(np.mean(points))
+    return {
+        "kinds": KINDS,
+        "judging_weights": [JUDGING_WEIGHTS[kind] for kind in KINDS],
+        "points_lost": lost,
+        "left": len(set(plan_of()) - done(rows)),
+    }
 
 
 def main() -> None:
@@ -160,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     judge: Judge | None = None
     for run_ in plan_of()[arguments.shard :: arguments.of]:
-        if run_ in {Run(r["target"], r["weighting"], r["seed"]) for r in read_lines(RUNS)}:
+        if run_ in done(read_lines(RUNS)):
             continue
         judge = judge or Judge()
         append_line(RUNS, judge.measure(run_))

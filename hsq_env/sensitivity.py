@@ -101,19 +101,20 @@ def sensitivity(
     pattern: str = "unstructured",
 ) -> Table:
     """``measure_sensitivity``, kept on disk under a hash of everything that it depends on."""
-    digest = _digest(task, (infos, choices, activation_bits, pattern), task.calibration())
-    return _kept(digest, lambda: measure_sensitivity(task, infos, choices, activation_bits, pattern))
+    digest = table_digest(task, (infos, choices, activation_bits, pattern), task.calibration())
+    return kept_table(digest, lambda: measure_sensitivity(task, infos, choices, activation_bits, pattern))
 
 
 def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alpha: float) -> Table:
     """``measure_repaired_sensitivity``, kept on disk likewise."""
     settings = (compressor.infos, choices, compressor.repair_settings(), alpha)
     task = compressor.task
-    digest = _digest(task, settings, [*task.calibration(), *task.finetuning()])
-    return _kept(digest, lambda: measure_repaired_sensitivity(compressor, choices, alpha))
+    digest = table_digest(task, settings, [*task.calibration(), *task.finetuning()])
+    return kept_table(digest, lambda: measure_repaired_sensitivity(compressor, choices, alpha))
 
 
-def _digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
+def table_digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
+    """A name for a table that depends on the teacher, on images and on whatever else ``settings`` shows."""
     digest = hashlib.sha256(repr((CACHE_VERSION, torch.__version__, JUDGING_WEIGHTS, settings)).encode())
     for tensor in task.teacher.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -122,7 +123,8 @@ def _digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _kept(digest: str, measure: Callable[[], Table]) -> Table:
+def kept_table(digest: str, measure: Callable[[], Table]) -> Table:
+    """The table of that name from the cache folder, measured and put there if it is absent or damaged."""
     path = cache_folder() / f"sensitivity-{digest}.npy"
     try:
         with open(path, "rb") as file:

@@ -71,8 +71,8 @@ def teacher_confidence(distilled: Sequence[Distilled]) -> Tensor | None:
     return None
 
 
-# How a student is judged: the weights whose integer programs lead to good plans after a long fine-tuning, among those
-# that benchmarks/judging.py compares.
+# How a student is judged. benchmarks/judging.py compares weights by the plans that integer programs make of them; it is
+# not finished, and these are not settled.
 JUDGING_WEIGHTS = {"logits": 1.0, "boxes": 10.0, "centerness": 10.0, "features": 0.1, "pixels": 1.0}
 
 
