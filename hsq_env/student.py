@@ -324,6 +324,11 @@ def _stages_by_block(stages: Sequence[Stage]) -> dict[str, range]:
 
 def evaluate(task: Task, stages: Sequence[Stage], split: str) -> float:
     """The task's metric of a model given by its stages, every forward pass from the images."""
+    return task.metric(predictions_of(task, stages, split), split)
+
+
+def predictions_of(task: Task, stages: Sequence[Stage], split: str) -> list[Any]:
+    """What the metric needs to know, batch by batch."""
     predictions = []
     with torch.no_grad():
         for batch in task.evaluation(split):
@@ -331,4 +336,4 @@ def evaluate(task: Task, stages: Sequence[Stage], split: str) -> float:
             for stage in stages:
                 state = stage.run(state)
             predictions.append(task.predictions(state, batch))
-    return task.metric(predictions, split)
+    return predictions
