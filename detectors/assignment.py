@@ -101,6 +101,14 @@ def generalized_iou(one: Tensor, other: Tensor) -> Tensor:
     return shared / (union + SMALLEST_AREA) - (hull - union) / (hull + SMALLEST_AREA)
 
 
+def classification_error(outputs: dict[str, Tensor], assignment: Assignment) -> Tensor:
+    """The focal loss of every location, summed over classes.
+
+    :return: (N, L)
+    """
+    return sigmoid_focal_loss(outputs["cls_logits"], assignment.classes, reduction="none").sum(dim=-1)
+
+
 def assigned_loss(model: FCOS, outputs: dict[str, Tensor], assignment: Assignment) -> Tensor:
     """The sum of torchvision's three FCOS losses.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
-from detectors.assignment import Assignment, assign, assigned_loss
+from detectors.assignment import Assignment, assign, assigned_loss, classification_error
 from detectors.cache import cache_folder
 from detectors.coco import Batch, CocoSplit, check_folder, load_folder
 from detectors.detection import Candidates, candidates, coco_rows, detect, detections, detections_map
@@ -113,6 +113,13 @@ class DetectionTask:
     def task_loss(self, outputs: State, batch: Batch) -> Tensor:
         """The sum of torchvision's three FCOS losses."""
         return assigned_loss(self.teacher, head_outputs(outputs), self._assignment(outputs, batch))
+
+    def error_maps(self, outputs: State, batch: Batch) -> list[Tensor]:
+        """The focal loss per location of every pyramid level (N, H, W)."""
+        error = classification_error(head_outputs(outputs), self._assignment(outputs, batch))
+        sizes = [(x.shape[2], x.shape[3]) for x in outputs["features"]]
+        parts = error.split([height * width for height, width in sizes], dim=1)
+        return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
 
     def _assignment(self, outputs: State, batch: Batch) -> Assignment:
         """What a batch's locations are to find, made once for those of the pool."""

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from hsq_env.distillation import AKD
+from hsq_env.distillation.spark import Spark
 from hsq_env.layers import CompressedLayer, tuning
+from hsq_env.lessons import error_maps, teach_policy
 from hsq_env.states import run
 from hsq_env.student import Student
-from hsq_env.task import Batch, Distilled, State, Task
+from hsq_env.task import Batch, Distilled, Stage, State, Task
 
 GRADIENT_CLIP = 5.0  # norm over everything trained
 WARMUP = 0.05  # share of the long fine-tuning with a rising learning rate
@@ -59,6 +61,7 @@ LARGEST_PACE = 2.0
 LONG_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4)  # where the distillation loss is 4 or more
 LONG_PACE, SMALLEST_LONG_PACE = 0.5, 0.3
 LONG_ALPHA = 0.3
+HELD_BACK = 1_000_000  # number of the first step whose batch is held back from training
 
 
 def akd_loss(
@@ -168,10 +171,12 @@ def _take_steps(
     steps: int,
     loss_of: Callable[[int], Tensor],
     factor: Callable[[int], float],
+    before_step: Callable[[int, torch.optim.Optimizer], object] = lambda step, optimizer: None,
 ) -> bool:
     """Adam steps on the parameters of ``modules``; stops at the first loss that is no number.
 
     :param factor: of the learning rates at a step
+    :param before_step: called before each
     :return: whether all losses were finite
     """
     groups = rates.groups(modules)
@@ -180,6 +185,7 @@ def _take_steps(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     with training(student, modules, parameters):
         for step in range(steps):
+            before_step(step, optimizer)
             loss = loss_of(step)
             if not math.isfinite(loss.item()):
                 return False
@@ -212,6 +218,7 @@ def finetune_all(
     on_step: Callable[[int], object] = lambda step: None,
     bfloat16: bool = False,
     pace: float | None = None,
+    spark: Spark | None = None,
 ) -> bool:
     """The long fine-tuning after the search: everything is trained, the learning rate rises briefly and falls to zero.
 
@@ -222,9 +229,11 @@ def finetune_all(
     :param on_step: called before each step, for progress
     :param bfloat16: run forward and backward passes under autocast; weights stay float32
     :param pace: factor of the learning rates; by the student's damage when None
+    :param spark: weighs the distillation place by place, and learns to; its criterion then takes the other's place
     :return: whether the losses stayed finite
     """
-    task, criterion = student.task, criterion or AKD()
+    task = student.task
+    criterion = spark.criterion if spark is not None else criterion or AKD()
     teacher_stages = task.stages(task.teacher)
     pace = long_pace(student, criterion) if pace is None else pace
     warmup = max(1, round(WARMUP * steps))
@@ -233,13 +242,31 @@ def finetune_all(
         falling = 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
         return pace * min(1.0, (step + 1) / warmup) * falling
 
+    def through(stages: Sequence[Stage], batch: Batch) -> State:
+        return float32_outputs(lambda: run(stages, {"images": batch.images}), batch.images.device, bfloat16)
+
+    @torch.no_grad()
+    def teacher(batch: Batch) -> Sequence[Distilled]:
+        return task.distilled(through(teacher_stages, batch))
+
+    def forward(batch: Batch) -> State:
+        return through(student.stages, batch)
+
+    def lesson(step: int, optimizer: torch.optim.Optimizer) -> None:
+        if spark is not None and spark.due():
+            held_back = task.long_finetuning(HELD_BACK + step)
+            teach_policy(student, spark, optimizer, forward, teacher, task.long_finetuning(step), held_back)
+
     def loss_of(step: int) -> Tensor:
         batch = task.long_finetuning(step)
-        state, device = {"images": batch.images}, batch.images.device
-        with torch.no_grad():
-            teacher = task.distilled(float32_outputs(lambda: run(teacher_stages, state), device, bfloat16))
+        expected = teacher(batch)
         on_step(step)
-        outputs = float32_outputs(lambda: run(student.stages, state), device, bfloat16)
-        return akd_loss(task, criterion, alpha, outputs, batch, teacher)
+        outputs = forward(batch)
+        if spark is None:
+            return akd_loss(task, criterion, alpha, outputs, batch, expected)
+        distilled = task.distilled(outputs)
+        weights = spark.draw(batch.images, error_maps(task, outputs, batch), distilled, expected).weights
+        loss = (1 - alpha) * criterion.loss(distilled, expected, weights)
+        return loss + alpha * task.task_loss(outputs, batch) if alpha else loss
 
-    return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor)
+    return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor, lesson)

@@ -115,3 +115,11 @@ class QuickMetric(Protocol):
 
     def quick_metric(self, predictions: Sequence[Any]) -> float:
         """``metric`` of the search split, up to rounding."""
+
+
+@runtime_checkable
+class ErrorMaps(Protocol):
+    """What a task may add: where the student is wrong. Without it SPARK's policy does not see errors."""
+
+    def error_maps(self, outputs: State, batch: Any) -> Sequence[Tensor]:
+        """The error against the ground truth per location, from the last stage's state: maps (N, H, W)."""

@@ -102,6 +102,22 @@ def test_the_task_loss_is_torchvisions(task: Sure) -> None:
     assert task.task_loss(state, batch).item() == pytest.approx(sum(x.item() for x in losses.values()), rel=1e-6)
 
 
+def test_error_maps_are_the_focal_loss_by_place(task: Sure) -> None:
+    """torchvision's classification loss is their sum over the number of locations that are to find something."""
+    (batch, _) = task.evaluation("test")
+    state = outputs(task, task.teacher, batch.images)
+    maps = task.error_maps(state, batch)
+    assert [m.shape for m in maps] == [(2, *f.shape[2:]) for f in state["features"]]
+    anchors = task.teacher.anchor_generator(ImageList(batch.images, list(batch.image_sizes)), state["features"])
+    found = assign(task.teacher, batch.targets, anchors, [m[0].numel() for m in maps])
+    features = list(task.teacher.backbone(batch.images).values())
+    losses = task.teacher.compute_loss(
+        list(batch.targets), task.teacher.head(features), anchors, [m[0].numel() for m in maps]
+    )
+    total = sum(m.sum() for m in maps) / max(1, len(found.locations))
+    assert float(total) == pytest.approx(losses["classification"].item(), rel=1e-5)
+
+
 def test_what_the_pool_is_to_find_is_made_once(task: Sure, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 

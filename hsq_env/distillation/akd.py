@@ -1,7 +1,7 @@
 """Adaptive knowledge distillation: ``alpha * task loss + (1 - alpha) * KL(teacher || student)``.
 
-Each divergence is computed per location and reduced afterwards, so that a weight map can be put in between. The
-criterion returns unweighted terms; whoever trains sums them with ``AKD.weights``.
+Each divergence is computed per location and reduced afterwards, so that a weight map can be put in between (SPARK's,
+``hsq_env.distillation.policy``). The criterion returns unweighted terms; whoever trains sums them with ``AKD.weights``.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hsq_env.distillation.policy import spread_over
 from hsq_env.task import Distilled
 
 SMALLEST_WEIGHT = 1e-6  # of a batch's total confidence, where the teacher sees nothing
@@ -40,11 +41,13 @@ def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
 
     :param student: (N, C, H, W)
     :param teacher: the same shape
-    :return: (N, H, W); its sum over space is non-negative
+    :return: (N, H, W), non-negative up to rounding
     """
     log_p = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
     log_q = F.log_softmax(student.flatten(2) / temperature, dim=2)
-    divergence = (log_p.exp() * (log_p - log_q)).mean(dim=1) * temperature**2
+    p = log_p.exp()
+    # both softmaxes sum to 1, so that q - p changes no sum and makes every place's part non-negative
+    divergence = (p * (log_p - log_q) + log_q.exp() - p).mean(dim=1) * temperature**2
     return divergence.reshape(teacher.shape[0], *teacher.shape[2:])
 
 
@@ -76,6 +79,39 @@ def teacher_confidence(distilled: Sequence[Distilled]) -> Tensor | None:
 JUDGING_WEIGHTS = {"logits": 1.0, "boxes": 10.0, "centerness": 10.0, "features": 0.1, "pixels": 1.0}
 
 
+class Places:
+    """Where the locations of a detector's outputs lie: row by row on the pyramid's maps, one after the other.
+
+    :param distilled: whose "features", if any, have the sizes of those maps
+    """
+
+    def __init__(self, distilled: Sequence[Distilled]) -> None:
+        shapes = [item.tensor.shape for item in distilled if item.kind == "features"]
+        self.sizes = [(int(shape[2]), int(shape[3])) for shape in shapes]
+        self.counts = [height * width for height, width in self.sizes]
+
+    def maps(self, divergence: Tensor) -> list[Tensor]:
+        """A divergence per location (N, L) as maps (N, H, W); one that is a map already; none if it has no places."""
+        if divergence.dim() == 3:
+            return [divergence]
+        if divergence.shape[1] != sum(self.counts):
+            return []
+        parts = divergence.split(self.counts, dim=1)
+        return [part.unflatten(1, size) for part, size in zip(parts, self.sizes, strict=True)]
+
+    def weighted(self, divergence: Tensor, weights: Tensor) -> Tensor:
+        """Multiplied place by place; unchanged if it has no places.
+
+        :param divergence: (N, L) or (N, H, W)
+        :param weights: (N, grid, grid)
+        """
+        if divergence.dim() == 3:
+            return divergence * spread_over(weights, divergence.shape[1], divergence.shape[2])
+        if divergence.shape[1] != sum(self.counts):
+            return divergence
+        return divergence * torch.cat([spread_over(weights, *size).flatten(1) for size in self.sizes], dim=1)
+
+
 @dataclass(frozen=True)
 class AKD:
     """The criterion.
@@ -91,28 +127,41 @@ class AKD:
         default_factory=lambda: {"logits": 0.3, "boxes": 10.0, "centerness": 5.0, "features": 0.3, "pixels": 1.0}
     )
 
-    def terms(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> dict[str, Tensor]:
+    def terms(
+        self, student: Sequence[Distilled], teacher: Sequence[Distilled], weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """One unweighted scalar per kind.
 
         Terms over locations are weighted by the teacher's confidence and divided by its sum, as a detector's own
         losses are divided by the number of foreground locations; class logits count everywhere, since background
         must stay background, and are divided by the same sum. Feature terms are summed over space and averaged over
         images and maps.
+
+        :param weights: of places, (N, grid, grid), mean 1 over every image; all alike when None
         """
         confidence = teacher_confidence(teacher)
-        maps = {
-            kind: [
-                self._divergence(kind)(s.tensor, t.tensor)
-                for s, t in zip(student, teacher, strict=True)
-                if t.kind == kind
-            ]
-            for kind in dict.fromkeys(t.kind for t in teacher)
-        }
-        return {kind: self._reduced(kind, values, confidence) for kind, values in maps.items()}
+        places = None if weights is None else Places(teacher)
+        terms: dict[str, list[Tensor]] = {}
+        for s, t in zip(student, teacher, strict=True):
+            divergence = self._divergence(t.kind)(s.tensor, t.tensor)
+            if places is not None and weights is not None:
+                divergence = places.weighted(divergence, weights)
+            terms.setdefault(t.kind, []).append(divergence)
+        return {kind: self._reduced(kind, maps, confidence) for kind, maps in terms.items()}
 
-    def loss(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> Tensor:
-        """The weighted sum of all terms, the KL part of the loss."""
-        return torch.stack([self.weights[kind] * term for kind, term in self.terms(student, teacher).items()]).sum()
+    def loss(self, student: Sequence[Distilled], teacher: Sequence[Distilled], weights: Tensor | None = None) -> Tensor:
+        """The weighted sum of all terms, the KL part of the loss; ``weights`` as for ``terms``."""
+        terms = self.terms(student, teacher, weights)
+        return torch.stack([self.weights[kind] * term for kind, term in terms.items()]).sum()
+
+    def gaps(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> list[Tensor]:
+        """The divergences per location times ``weights``, as maps (N, H, W)."""
+        places = Places(teacher)
+        return [
+            self.weights[t.kind] * found
+            for s, t in zip(student, teacher, strict=True)
+            for found in places.maps(self._divergence(t.kind)(s.tensor, t.tensor))
+        ]
 
     def _divergence(self, kind: str) -> Callable[[Tensor, Tensor], Tensor]:
         return {

@@ -1,0 +1,126 @@
+"""SPARK: distillation whose strength a policy decides place by place (arXiv 2606.15243), and how the policy learns.
+
+The policy is rewarded with the student's gain on held-back images against an update that weighs all places alike. To
+measure that gain takes two updates and two forward passes, and gives a single number for thousands of decisions. To
+first order in the step it is a sum over places: the update ``-P sum_c w_c grad(l_c)`` of an optimizer with the
+preconditioner P lowers the held-back loss h by ``sum_c w_c grad(h) . P grad(l_c)``. One step down the held-back loss
+shows all of these products at once: ``grad(h) . P grad(l_c)`` is how much it lowers the loss l_c of every place. So one
+backward pass on held-back images and one forward pass reward every place by what its weight brought:
+
+    reward_c = (w_c - 1) (l_c(before) - l_c(after the step))
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsq_env.distillation.akd import AKD
+from hsq_env.distillation.difficulty import difficulty
+from hsq_env.distillation.policy import Draw, Reinforce, SpatialPolicy
+from hsq_env.task import Distilled
+
+GRID = 8
+
+
+def cell_losses(criterion: AKD, student: Sequence[Distilled], teacher: Sequence[Distilled], grid: int) -> Tensor:
+    """What the KL part of the loss would gain from a cell's weight, ``d loss / d weights`` where all weights are 1.
+
+    Since weights are normalized, it is the cell's part of the loss less the image's mean: it sums to 0 over an image.
+
+    :return: (N, grid, grid)
+    """
+    count = next(item.tensor.shape[0] for item in teacher)
+    with torch.enable_grad():
+        weights = torch.ones(count, grid, grid, device=teacher[0].tensor.device, requires_grad=True)
+        loss = criterion.loss([_Detached(s) for s in student], teacher, weights)
+        return torch.autograd.grad(loss, weights)[0]
+
+
+class _Detached:
+    """An output without its history."""
+
+    def __init__(self, item: Distilled) -> None:
+        self.name, self.kind, self.tensor = item.name, item.kind, item.tensor.detach()
+
+
+def place_rewards(weights: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """What each cell's weight brought, see above.
+
+    :param weights: (N, grid, grid), mean 1 over every image
+    :param before: ``cell_losses``, (N, grid, grid)
+    :param after: the same after a step down the held-back loss
+    """
+    return (weights - 1) * (before - after)
+
+
+@dataclass
+class Spark:
+    """A policy with its learning and its random numbers, beside the criterion whose loss it weighs.
+
+    :param criterion: the distillation loss
+    :param grid: cells along each side of an image
+    :param every: training steps between two lessons of the policy, each of which costs about one step
+    :param learning: False keeps the policy as it is
+    :param seed: of the policy's first weights and of its draws
+    """
+
+    criterion: AKD = field(default_factory=AKD)
+    grid: int = GRID
+    every: int = 12
+    learning: bool = True
+    seed: int = 0
+    reinforce: Reinforce = field(init=False)
+    log: list[dict[str, float]] = field(init=False, default_factory=list)
+    _steps: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.reinforce = Reinforce(SpatialPolicy())
+        self._generator = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def policy(self) -> SpatialPolicy:
+        """What decides."""
+        return self.reinforce.policy
+
+    def draw(
+        self, images: Tensor, errors: Sequence[Tensor], student: Sequence[Distilled], teacher: Sequence[Distilled]
+    ) -> Draw:
+        """Weight maps for a batch.
+
+        :param images: (N, C, H, W)
+        :param errors: of the student against the ground truth, maps (N, H, W)
+        """
+        self.policy.to(images.device)
+        with torch.no_grad():
+            gaps = self.criterion.gaps(student, teacher)
+        signals = difficulty(images, errors, gaps, self.grid)
+        return self.policy.draw(signals, self._generator if self.learning else None)
+
+    def due(self) -> bool:
+        """Count a training step; whether the policy has a lesson in it."""
+        self._steps += 1
+        return self.learning and self._steps % self.every == 0
+
+    def learn(self, draw: Draw, before: Tensor, after: Tensor) -> None:
+        """One lesson, see ``place_rewards``."""
+        figures = self.reinforce.update(draw, place_rewards(draw.weights, before, after))
+        self.log += [figures] if figures else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy, its learning and its random numbers."""
+        return {
+            "reinforce": self.reinforce.state_dict(),
+            "generator": self._generator.get_state(),
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.reinforce.load_state_dict(state["reinforce"])
+        self._generator.set_state(state["generator"])
+        self._steps = int(state["steps"])
