@@ -91,6 +91,21 @@ def teacher_bytes(model: nn.Module, spec: DetectorSpec, dtype: torch.dtype = tor
     return save(tensors, {"format": FORMAT, "version": "1", "spec": json.dumps(asdict(spec))})
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a teacher file.
+
+    :raises InputError: if it is missing or damaged
+    """
+    if not path.is_file():
+        raise InputError(f"There is no teacher file {path}: train one with 'hsq teacher --out {path}'.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a complete safetensors file ({error}): train or copy it again.") from error
+
+
 def load_teacher(path: str | Path) -> tuple[FCOS, DetectorSpec]:
     """Read a teacher file.
 
@@ -98,14 +113,7 @@ def load_teacher(path: str | Path) -> tuple[FCOS, DetectorSpec]:
     :raises InputError: if the file is missing, damaged, foreign or of another shape than it says
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"There is no teacher file {path}: train one with 'hsq teacher --out {path}'.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error}): train or copy it again.") from error
+    tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a teacher written by 'hsq teacher': its header lacks format '{FORMAT}'.")
     try:
@@ -122,12 +130,12 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
     """Copy ``tensors`` into ``model``; InputError names the first difference in names or shapes."""
     own = model.state_dict()
     for name in sorted(set(own) ^ set(tensors)):
-        has, lacks = ("the file", "the detector") if name in tensors else ("the detector", "the file")
-        raise InputError(f"{path} does not fit the detector: {has} has '{name}', {lacks} has not.")
+        has, lacks = ("the file", "the network") if name in tensors else ("the network", "the file")
+        raise InputError(f"{path} does not fit the network: {has} has '{name}', {lacks} has not.")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise InputError(
-                f"{path} does not fit the detector: '{name}' is {tuple(tensor.shape)}, "
+                f"{path} does not fit the network: '{name}' is {tuple(tensor.shape)}, "
                 f"expected {tuple(own[name].shape)}."
             )
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

@@ -140,8 +140,8 @@ def test_other_names(model: FCOS, tmp_path: Path, removed: str, added: str) -> N
     if added:
         tensors[added] = torch.zeros(1)
     path = _file(tmp_path, save(tensors, {"format": FORMAT, "spec": json.dumps(asdict(SPEC))}))
-    has, lacks = ("the file", "the detector") if added else ("the detector", "the file")
-    assert _refusal(path) == f"{path} does not fit the detector: {has} has '{added or removed}', {lacks} has not."
+    has, lacks = ("the file", "the network") if added else ("the network", "the file")
+    assert _refusal(path) == f"{path} does not fit the network: {has} has '{added or removed}', {lacks} has not."
 
 
 # ---- writing
