@@ -283,6 +283,73 @@ def teacher(
     )
 
 
+def finetune(
+    out: Path,
+    plan: str,
+    teacher: Path | None = None,
+    dataset: str | None = None,
+    splits: tuple[str, ...] | None = None,
+    distillation: Literal["none", "akd", "spark", "wavelet"] = "spark",
+    steps: int = 300,
+    alpha: float | None = None,
+    activation_bits: int | None = 8,
+    sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
+    policy: Path | None = None,
+    policy_every: int = 20,
+    batch_size: int = 8,
+    patch: int = 48,
+    seed: int = 0,
+    bfloat16: bool = False,
+) -> None:
+    """Quantize a teacher as a plan says and train it, without a search.
+
+    Writes OUT/model.hsq, plan.json, teacher.safetensors, result.json and, for SPARK, spark.pt.
+
+    Example: hsq finetune --plan uniform4 --distillation spark --steps 300 --out runs/uniform4
+
+    :param out: a new or empty folder
+    :param plan: uniform8, uniform4, uniform2, or the plan.json of a search
+    :param teacher: a detector's or a restorer's; the shipped detector if not given
+    :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer
+    :param splits: names of the training, the search and the test split; by default the usual ones
+    :param distillation: none (the ground truth alone), akd (all places alike), spark (a policy weighs them), wavelet
+        (fine structure alone, for restorers)
+    :param steps: gradient steps; 0 for post-training quantization
+    :param alpha: share of the ground-truth loss; 1 for none, else 0.3 if not given
+    :param activation_bits: of every layer's input; None for float32
+    :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
+    :param policy: spark.pt of another run, to go on from
+    :param policy_every: steps between two lessons of SPARK's policy, each of which costs about one and a half
+    :param batch_size: images per step
+    :param patch: side of a restorer's training patches in the restored image, in pixels
+    :param seed: of the batches and of the policy
+    :param bfloat16: train in bfloat16: twice as fast on processors with AMX and on GPUs
+    """
+    from agents.finetune import finetune as run
+    from agents.run_folder import check_new_folder
+    from hsq_env.make import make_task
+    from restorers.teacher import is_restorer
+
+    check_new_folder(out)
+    patches = {"patch": patch} if teacher is not None and is_restorer(teacher) else {}
+    task = make_task(dataset, teacher, splits, batch_size=batch_size, seed=seed, **patches)
+    run(
+        task,
+        out,
+        plan,
+        distillation,
+        steps,
+        alpha,
+        activation_bits,
+        sparsity_pattern,
+        policy,
+        policy_every,
+        seed,
+        bfloat16,
+        say=print,
+    )
+
+
 def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: int = 0) -> None:
     """Write the generated shapes data as a COCO-layout folder.
 
@@ -302,6 +369,7 @@ COMMANDS: dict[str, Any] = {
     "monitor": monitor,
     "evaluate": evaluate,
     "info": info,
+    "finetune": finetune,
     "teacher": teacher,
     "shapes": shapes,
 }

@@ -49,6 +49,8 @@ class DetectionTask:
     :param seed: of the long fine-tuning's batches
     """
 
+    metric_name = "mAP"
+
     def __init__(
         self,
         name: str,

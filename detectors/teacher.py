@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,17 +93,32 @@ def teacher_bytes(model: nn.Module, spec: DetectorSpec, dtype: torch.dtype = tor
     return save(tensors, {"format": FORMAT, "version": "1", "spec": json.dumps(asdict(spec))})
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a teacher file.
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a teacher file says of itself.
 
     :raises InputError: if it is missing or damaged
     """
     if not path.is_file():
         raise InputError(f"There is no teacher file {path}: train one with 'hsq teacher --out {path}'.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+    with _complete(path), safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a teacher file.
+
+    :raises InputError: if it is missing or damaged
+    """
+    metadata = read_metadata(path)
+    with _complete(path):
         return load_file(path), metadata
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[None]:
+    """Damage in the words of the project."""
+    try:
+        yield
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a complete safetensors file ({error}): train or copy it again.") from error
 

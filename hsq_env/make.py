@@ -9,7 +9,11 @@ from detectors.errors import InputError
 from detectors.task import SHAPES, DetectionTask, detection_task
 from hsq_env.env import HSQEnv
 from hsq_env.task import Task
+from restorers.images import PHOTOS
+from restorers.task import RestorationTask, restoration_task
+from restorers.teacher import is_restorer
 
+Made = DetectionTask | RestorationTask
 TASK_ARGUMENTS = tuple(inspect.signature(DetectionTask).parameters)[4:]
 ENV_ARGUMENTS = tuple(inspect.signature(HSQEnv).parameters)[1:]
 
@@ -40,3 +44,23 @@ def make_detection_env(
     rest = {name: value for name, value in arguments.items() if name in ENV_ARGUMENTS}
     made: Task = detection_task(dataset, detector, teacher, splits, **settings) if task is None else task
     return HSQEnv(made, **rest)
+
+
+def make_task(
+    dataset: str | Path | None = None,
+    teacher: str | Path | None = None,
+    splits: Sequence[str] | None = None,
+    **settings: Any,
+) -> Made:
+    """A detector's or a restorer's task, whichever the teacher is.
+
+    :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; the
+        embedded data of its kind when None
+    :param teacher: a teacher file; the shipped detector when None
+    :param splits: names of the training, the search and the test split
+    :param settings: further arguments of the task
+    :raises InputError: if something is missing or does not fit
+    """
+    if teacher is not None and is_restorer(teacher):
+        return restoration_task(dataset or PHOTOS, teacher, splits, **settings)
+    return detection_task(dataset or SHAPES, None, teacher, splits, **settings)

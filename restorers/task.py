@@ -64,6 +64,8 @@ class RestorationTask:
     :param seed: of the long fine-tuning's patches
     """
 
+    metric_name = "PSNR"
+
     def __init__(
         self,
         name: str,

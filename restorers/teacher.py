@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from detectors.errors import InputError
 from detectors.fcos import fold_batch_norm
-from detectors.teacher import FORMAT, freeze, load_weights, read_safetensors
+from detectors.teacher import FORMAT, freeze, load_weights, read_metadata, read_safetensors
 from restorers.networks import DnCNN, Stage, SuperResolver, edsr, srresnet
 
 Restorer = DnCNN | SuperResolver
@@ -99,6 +98,14 @@ def load_teacher(path: str | Path) -> tuple[Restorer, RestorerSpec]:
     return model, spec
 
 
+def is_restorer(path: str | Path) -> bool:
+    """Whether a teacher file holds a restorer.
+
+    :raises InputError: if it is missing or damaged
+    """
+    return "restorer" in read_metadata(Path(path))
+
+
 def load_published(path: str | Path, spec: RestorerSpec) -> Restorer:
     """A network with weights as they were published, batch norm not yet folded.
 
@@ -116,8 +123,3 @@ def load_published(path: str | Path, spec: RestorerSpec) -> Restorer:
 
 def _without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-
-
-def is_restorer_spec(data: dict[str, Any]) -> bool:
-    """Whether a description, as ``.hsq`` files store it, is that of a restorer."""
-    return "restorer" in data

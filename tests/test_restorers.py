@@ -10,12 +10,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from detectors.errors import InputError
+from detectors.teacher import SHIPPED_TEACHER
 from hsq_env.states import run
 from restorers.networks import RGB_MEAN, DnCNN, SuperResolver, edsr, srresnet
 from restorers.teacher import (
     RestorerSpec,
     folded,
-    is_restorer_spec,
+    is_restorer,
     load_published,
     load_teacher,
     restorer_stages,
@@ -161,8 +162,11 @@ def test_foreign_files(metadata: dict[str, str], said: str, tmp_path: Path) -> N
     assert said in str(error.value) and str(path) in str(error.value)
 
 
-def test_descriptions_are_told_apart() -> None:
-    assert is_restorer_spec({"restorer": "edsr"}) and not is_restorer_spec({"detector": "fcos_resnet50"})
+def test_teachers_are_told_apart(tmp_path: Path) -> None:
+    assert is_restorer(file(tmp_path, teacher_bytes(SPECS[0].build_folded(), SPECS[0])))
+    assert not is_restorer(SHIPPED_TEACHER)
+    with pytest.raises(InputError, match="There is no teacher file"):
+        is_restorer(tmp_path / "absent")
 
 
 def test_names_of_types() -> None:
