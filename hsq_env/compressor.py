@@ -14,13 +14,17 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.finetuning import BRIEF_RATES, LearningRates, akd_loss_and_divergence, finetune_block, float32_outputs
+from hsq_env.lessons import lesson
 from hsq_env.prefixes import Decision, Node, Outcome, PrefixTable
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.states import Dependencies, KeptStates, Route, run, straight
+from hsq_env.step_policy import PolicyState, StepPolicy
 from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
 from hsq_env.task import Batch, Distilled, QuickMetric, State, Task
 
 FINETUNE_SCOPES = ("layer", "block", "all")
+DISTILLATIONS = ("akd", "spark", "akd+spark")
+POLICY_EPISODES = 3  # in which SPARK's policy learns
 TABLE_MEGABYTES = 128.0  # of visited prefixes; every worker may fill as much
 
 
@@ -53,6 +57,8 @@ class Compressor:
     :param table_megabytes: limit of the table of visited prefixes
     :param criterion: the distillation loss
     :param bfloat16: fine-tune under autocast
+    :param distillation: "akd"; "akd+spark", in which a policy weighs its places; "spark", the same without a task loss
+    :param policy_episodes: in which that policy learns
     """
 
     def __init__(
@@ -67,10 +73,15 @@ class Compressor:
         table_megabytes: float = TABLE_MEGABYTES,
         criterion: AKD | None = None,
         bfloat16: bool = False,
+        distillation: str = "akd",
+        policy_episodes: int = POLICY_EPISODES,
     ) -> None:
         self.bfloat16, self.shortcuts = bfloat16, shortcuts or Shortcuts()
         self.task, self.criterion, self.rates = task, criterion or AKD(), rates
         self.judging = AKD(weights=JUDGING_WEIGHTS)
+        self.distillation = distillation
+        weighs = distillation != "akd" and finetune_steps > 0
+        self.policy = StepPolicy(self.criterion, policy_episodes) if weighs else None
         self.finetune_steps, self.finetune_scope = finetune_steps, finetune_scope
         self.infos: tuple[LayerInfo, ...] = trace_layers(task)
         if not self.infos:
@@ -123,18 +134,43 @@ class Compressor:
         """Back to the teacher's weights."""
         self.node = self.table.root
 
+    def begin_episode(self) -> None:
+        """Back to the teacher's weights, with a policy that has learned what the last episode taught."""
+        if self.policy is not None and self.policy.end_episode():
+            self._forget()
+        self.reset()
+
+    def load_policy(self, state: PolicyState | None) -> None:
+        """Go on with another policy, at the teacher's weights."""
+        if self.policy is not None and state is not None and self.policy.load(state):
+            self._forget()
+        self.reset()
+
+    def _forget(self) -> None:
+        """Under another policy equal decisions give other students; forks may still need the table as it was."""
+        self.table = PrefixTable(self.table.limit)
+        self._go_back(0)
+        self.node = self._built = self.table.root
+
     def known(self, choice: Choice, alpha: float) -> Outcome | None:
-        """Go on to a decision whose outcome the table holds; None, and nothing happens, if it does not."""
-        found = self.table.find(self.node, Decision(choice, alpha)) if self.shortcuts.prefixes else None
+        """Go on to a decision whose outcome the table holds; None, and nothing happens, if it does not.
+
+        A step that teaches the policy is always taken.
+        """
+        found = self.table.find(self.node, Decision(choice, alpha)) if self._looks_up() else None
         if found is None:
             return None
         self.node = found
         return found.outcome
 
     def knows(self, choice: Choice, alpha: float) -> bool:
-        """Whether the table holds the outcome of a decision; nothing happens."""
-        found = self.node.children.get(Decision(choice, alpha)) if self.shortcuts.prefixes else None
+        """Whether ``known`` would find a decision; nothing happens."""
+        found = self.node.children.get(Decision(choice, alpha)) if self._looks_up() else None
         return found is not None and found.outcome is not None
+
+    def _looks_up(self) -> bool:
+        teaches = self.policy is not None and self.policy.wants_lesson(self.node.depth)
+        return self.shortcuts.prefixes and not teaches
 
     def go_to(self, decisions: Sequence[Decision]) -> None:
         """Go to where these decisions lead from the first layer on; the student follows when it is needed."""
@@ -147,6 +183,7 @@ class Compressor:
         other = copy.copy(self)
         other._student = self._student.copy()
         other._search, other._pool = self._search.fork(), self._pool.fork()
+        other.policy = copy.deepcopy(self.policy)
         return other
 
     def _catch_up(self) -> None:
@@ -221,7 +258,7 @@ class Compressor:
         :param alpha: share of the task loss
         :return: bool scalar, whether the losses stayed finite
         """
-        return self._finetune(self.node.depth, alpha)
+        return self._finetune(self.node.depth, alpha, teach=True)
 
     def measure(self, choice: Choice, alpha: float, finite: Tensor) -> Outcome:
         """What the student is worth on the search split, noted for the decision that was taken.
@@ -245,7 +282,7 @@ class Compressor:
         self.reset()
         self._catch_up()
         self._compress(index, choice)
-        self._finetune(index, alpha)
+        self._finetune(index, alpha, weigh=False)
         yield self._student, self._routes[self.infos[index].block]
         self._student.reset_modules(self._student.modules_of(self.finetune_scope, index))
 
@@ -254,20 +291,59 @@ class Compressor:
             kept.enter(self._routes[self.infos[index].block])
         self._student.compress(index, choice)
 
-    def _finetune(self, index: int, alpha: float) -> Tensor:
+    def _finetune(self, index: int, alpha: float, weigh: bool = True, teach: bool = False) -> Tensor:
+        """The repair of a layer.
+
+        :param weigh: let the policy weigh places, if there is one
+        :param teach: note what the policy may learn from it
+        """
         if not self.finetune_steps:
             return torch.tensor(True)
+        alpha = 0.0 if self.distillation == "spark" else alpha
         modules = self._student.modules_of(self.finetune_scope, index)
         picked = [(index * self.finetune_steps + i) % len(self._pool.batches) for i in range(self.finetune_steps)]
-        losses = [partial(self._loss, i, alpha) for i in picked]
-        return finetune_block(self._student, modules, losses, self.rates, self.shortcuts.block_gradient)
+        places = [(index, number) if weigh and self.policy is not None else None for number in range(len(picked))]
+        losses = [partial(self._loss, i, alpha, place) for i, place in zip(picked, places, strict=True)]
+        wanted = teach and self.policy is not None and self.policy.wants_lesson(index)
+        afterwards = partial(self._note_lesson, picked[-1]) if wanted else lambda optimizer: None
+        return finetune_block(
+            self._student, modules, losses, self.rates, self.shortcuts.block_gradient, afterwards=afterwards
+        )
 
-    def _loss(self, index: int, alpha: float) -> tuple[Tensor, Tensor]:
-        """The AKD loss on one batch of the pool, and its KL part."""
+    def _loss(self, index: int, alpha: float, place: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        """The AKD loss on one batch of the pool, and its KL part.
+
+        :param place: the layer and the number of the minibatch, by which the policy draws; None to weigh alike
+        """
         batch = self._pool.batches[index]
-        teacher = self._teacher_outputs[index] if self.shortcuts.teacher else self._distil(batch)
+        teacher = self._teacher_of(index)
         outputs = float32_outputs(self._forward(index), batch.images.device, self.bfloat16)
-        return akd_loss_and_divergence(self.task, self.criterion, alpha, outputs, batch, teacher)
+        weights = None
+        if place is not None and self.policy is not None:
+            distilled = self.task.distilled(outputs)
+            weights = self.policy.weights(self.task, outputs, batch, distilled, teacher, place)
+        return akd_loss_and_divergence(self.task, self.criterion, alpha, outputs, batch, teacher, weights)
+
+    def _teacher_of(self, index: int) -> Sequence[Distilled]:
+        """What the outputs on one batch of the pool are to be."""
+        return self._teacher_outputs[index] if self.shortcuts.teacher else self._distil(self._pool.batches[index])
+
+    def _note_lesson(self, index: int, optimizer: torch.optim.Optimizer) -> None:
+        """Note what a batch of the pool teaches the policy, the next one being held back."""
+        assert self.policy is not None
+        batches = self._pool.batches
+        numbers = {id(batch): number for number, batch in enumerate(batches)}
+
+        def forward(batch: Batch) -> State:
+            return float32_outputs(self._forward(numbers[id(batch)]), batch.images.device, self.bfloat16)
+
+        def teacher(batch: Batch) -> Sequence[Distilled]:
+            return self._teacher_of(numbers[id(batch)])
+
+        held_back = batches[(index + 1) % len(batches)]
+        self.policy.lessons.append(
+            lesson(self._student, self.policy.spark, optimizer, forward, teacher, batches[index], held_back)
+        )
 
     def _forward(self, index: int) -> Callable[[], State]:
         """The student's forward pass on one batch of the pool."""

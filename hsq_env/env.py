@@ -15,7 +15,7 @@ from hsq_env.actions import ACTION_SPACES, ALPHAS, ActionCodec
 from hsq_env.budget import Budget, nearest_allowed
 from hsq_env.checks import check_known, check_share
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
-from hsq_env.compressor import FINETUNE_SCOPES, TABLE_MEGABYTES, Compressor
+from hsq_env.compressor import DISTILLATIONS, FINETUNE_SCOPES, POLICY_EPISODES, TABLE_MEGABYTES, Compressor
 from hsq_env.env_state import EnvState
 from hsq_env.file import fixed_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
@@ -81,7 +81,8 @@ class HSQEnv(gym.Env[Observation, Any]):
 
     ## Starting State
     The student equals the teacher; the observation is that of the first layer. Equal actions give equal rewards, bit
-    for bit on one machine, whatever the seed. Only the target is drawn, where several were given.
+    for bit on one machine, whatever the seed (with SPARK, as long as its policy learns, within an episode). Only the
+    target is drawn, where several were given.
 
     ## Episode End
     `terminated` with the last layer; never truncated.
@@ -108,6 +109,8 @@ class HSQEnv(gym.Env[Observation, Any]):
     - `sparsity_pattern`: `"unstructured"` or `"n:m"` (3:4, 2:4, 1:4)
     - `shortcuts`: a `hsq_env.shortcuts.Shortcuts`, what a step may reuse; none changes a reward
     - `table_megabytes`: memory for what came of choices made before, so that repeating them costs nothing
+    - `distillation`: `"akd"`; `"akd+spark"`, in which a policy weighs its places; `"spark"`, the same without a task
+      loss; `policy_episodes`: in which that policy learns. Between these episodes equal actions give other rewards
     - `bfloat16`: fine-tune under bfloat16 autocast, twice as fast on processors with AMX and on GPUs
     - `sensitivities`: (layers, choices), measured on first use and kept on disk when None
     - `observe_repaired`: show agents the sensitivities after a repair too; measuring them costs a step per choice
@@ -138,6 +141,8 @@ class HSQEnv(gym.Env[Observation, Any]):
         shortcuts: Shortcuts | None = None,
         table_megabytes: float = TABLE_MEGABYTES,
         bfloat16: bool = False,
+        distillation: str = "akd",
+        policy_episodes: int = POLICY_EPISODES,
         sensitivities: NDArray[np.float64] | None = None,
         observe_repaired: bool = False,
         render_mode: str | None = None,
@@ -148,6 +153,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         check_known("finetune_scope", finetune_scope, FINETUNE_SCOPES)
         check_known("sparsity_pattern", sparsity_pattern, PATTERNS)
         check_known("render_mode", render_mode, [None, *self.metadata["render_modes"]])
+        check_known("distillation", distillation, DISTILLATIONS)
         check_share("alpha", alpha)
         check_share("beta", beta)
         if not 0 <= table_megabytes < math.inf:
@@ -170,6 +176,8 @@ class HSQEnv(gym.Env[Observation, Any]):
             shortcuts,
             table_megabytes,
             bfloat16=bfloat16,
+            distillation=distillation,
+            policy_episodes=policy_episodes,
         )
         self.layers = self.compressor.infos
         self.teacher_bytes = len(task.teacher_file())
@@ -361,7 +369,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         for name in given:
             check_known("reset option", name, ("alpha", "beta", "target_ratio"))
         self.set_weights(**{"alpha": self.alpha, "beta": self.beta, **given})
-        self.compressor.reset()
+        self.compressor.begin_episode()
         self._executed, self._accuracy, self._divergence = [], 1.0, 0.0
         return self._observation(), self._state_info()
 
@@ -398,6 +406,7 @@ class HSQEnv(gym.Env[Observation, Any]):
             self.alpha,
             self.beta,
             self.target_ratio,
+            self.compressor.policy.state() if self.compressor.policy is not None else None,
         )
 
     def set_state(self, state: EnvState) -> tuple[Observation, dict[str, Any]]:
@@ -413,6 +422,7 @@ class HSQEnv(gym.Env[Observation, Any]):
                 f"{len(self.choices)} choices each: give a state of an environment with the same settings."
             )
         made = [Decision(self.choices[i], a) for i, a in zip(state.executed, state.alphas, strict=True)]
+        self.compressor.load_policy(state.policy)
         self.compressor.go_to(made)
         self._executed, self._accuracy = list(state.executed), state.accuracy
         self._divergence, self.target_ratio = state.divergence, state.target_ratio

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hsq_env.step_policy import PolicyState
+
 
 @dataclass(frozen=True)
 class EnvState:
@@ -14,6 +16,7 @@ class EnvState:
     :param alpha: of the steps to come
     :param beta: weight of accuracy in the rewards to come
     :param target_ratio: of the episode
+    :param policy: SPARK's, where there is one
     """
 
     executed: tuple[int, ...]
@@ -23,3 +26,4 @@ class EnvState:
     alpha: float
     beta: float
     target_ratio: float | None
+    policy: PolicyState | None = None

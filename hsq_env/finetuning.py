@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hsq_env.distillation import AKD
 from hsq_env.distillation.spark import Spark
 from hsq_env.layers import CompressedLayer, tuning
-from hsq_env.lessons import error_maps, teach_policy
+from hsq_env.lessons import error_maps, lesson
 from hsq_env.states import run
 from hsq_env.student import Student
 from hsq_env.task import Batch, Distilled, Stage, State, Task
@@ -65,17 +65,32 @@ HELD_BACK = 1_000_000  # number of the first step whose batch is held back from 
 
 
 def akd_loss(
-    task: Task, criterion: AKD, alpha: float, outputs: State, batch: Batch, teacher: Sequence[Distilled]
+    task: Task,
+    criterion: AKD,
+    alpha: float,
+    outputs: State,
+    batch: Batch,
+    teacher: Sequence[Distilled],
+    weights: Tensor | None = None,
 ) -> Tensor:
     """``alpha * task loss + (1 - alpha) * KL``, a scalar; the task loss is skipped where alpha is 0."""
-    return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, teacher)[0]
+    return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, teacher, weights)[0]
 
 
 def akd_loss_and_divergence(
-    task: Task, criterion: AKD, alpha: float, outputs: State, batch: Batch, teacher: Sequence[Distilled]
+    task: Task,
+    criterion: AKD,
+    alpha: float,
+    outputs: State,
+    batch: Batch,
+    teacher: Sequence[Distilled],
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same and its KL part."""
-    divergence = criterion.loss(task.distilled(outputs), teacher)
+    """The same and its KL part.
+
+    :param weights: of the places in the KL part, see ``AKD.terms``
+    """
+    divergence = criterion.loss(task.distilled(outputs), teacher, weights)
     loss = (1 - alpha) * divergence
     return (loss + alpha * task.task_loss(outputs, batch) if alpha else loss), divergence.detach()
 
@@ -116,6 +131,7 @@ def finetune_block(
     losses: Sequence[Callable[[], tuple[Tensor, Tensor]]],
     rates: LearningRates = BRIEF_RATES,
     stop_at_block: bool = True,
+    afterwards: Callable[[torch.optim.Optimizer], object] = lambda optimizer: None,
 ) -> Tensor:
     """One gradient step per loss on ``modules`` alone.
 
@@ -127,6 +143,7 @@ def finetune_block(
     :param losses: each runs a forward pass and gives a scalar and its part that is the distillation loss
     :param rates: for a distillation loss of 1
     :param stop_at_block: False lets the backward pass go through everything that the forward pass computed with
+    :param afterwards: called with the optimizer after the steps, which must leave the student as it was
     :return: bool scalar, whether everything stayed finite
     """
     groups = rates.groups(modules)
@@ -147,6 +164,7 @@ def finetune_block(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
             _paced_step(optimizer, parameters, divergence.clamp_min(0).sqrt().clamp_max(LARGEST_PACE))
+        afterwards(optimizer)
         with torch.no_grad():
             for parameter in parameters:
                 finite = finite & parameter.isfinite().all()
@@ -252,21 +270,20 @@ def finetune_all(
     def forward(batch: Batch) -> State:
         return through(student.stages, batch)
 
-    def lesson(step: int, optimizer: torch.optim.Optimizer) -> None:
+    def teach(step: int, optimizer: torch.optim.Optimizer) -> None:
         if spark is not None and spark.due():
             held_back = task.long_finetuning(HELD_BACK + step)
-            teach_policy(student, spark, optimizer, forward, teacher, task.long_finetuning(step), held_back)
+            spark.learn(lesson(student, spark, optimizer, forward, teacher, task.long_finetuning(step), held_back))
 
     def loss_of(step: int) -> Tensor:
         batch = task.long_finetuning(step)
         expected = teacher(batch)
         on_step(step)
         outputs = forward(batch)
-        if spark is None:
-            return akd_loss(task, criterion, alpha, outputs, batch, expected)
-        distilled = task.distilled(outputs)
-        weights = spark.draw(batch.images, error_maps(task, outputs, batch), distilled, expected).weights
-        loss = (1 - alpha) * criterion.loss(distilled, expected, weights)
-        return loss + alpha * task.task_loss(outputs, batch) if alpha else loss
+        weights = None
+        if spark is not None:
+            errors = error_maps(task, outputs, batch)
+            weights = spark.draw(batch.images, errors, task.distilled(outputs), expected).weights
+        return akd_loss(task, criterion, alpha, outputs, batch, expected, weights)
 
-    return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor, lesson)
+    return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor, teach)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hsq_env.distillation.spark import Spark, cell_losses
+from hsq_env.distillation.spark import Lesson, Spark, cell_losses
 from hsq_env.student import Student
 from hsq_env.task import Batch, Distilled, ErrorMaps, State, Task
 
@@ -17,7 +17,7 @@ def error_maps(task: Task, outputs: State, batch: Batch) -> Sequence[Tensor]:
     return [torch.zeros(len(batch.images), 1, 1, device=batch.images.device)]
 
 
-def teach_policy(
+def lesson(
     student: Student,
     spark: Spark,
     optimizer: torch.optim.Optimizer,
@@ -25,8 +25,8 @@ def teach_policy(
     teacher: Callable[[Batch], Sequence[Distilled]],
     batch: Batch,
     held_back: Batch,
-) -> None:
-    """A lesson for SPARK's policy; the student is left as it was. See ``hsq_env.distillation.spark``.
+) -> Lesson:
+    """What SPARK's policy is to learn from; the student is left as it was. See ``hsq_env.distillation.spark``.
 
     :param optimizer: Adam, whose learning rates and second moments say what a step is
     :param forward: a student's forward pass
@@ -52,7 +52,7 @@ def teach_policy(
         after = cell_losses(spark.criterion, task.distilled(forward(batch)), expected, spark.grid)
         for p, original in zip(parameters, originals, strict=True):
             p.copy_(original)
-    spark.learn(draw, before, after)
+    return Lesson(draw, before, after)
 
 
 def _preconditioned(optimizer: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor) -> Tensor:

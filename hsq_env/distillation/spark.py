@@ -56,6 +56,20 @@ def place_rewards(weights: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return (weights - 1) * (before - after)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the policy is to learn from.
+
+    :param draw: what it had drawn
+    :param before: ``cell_losses`` before a step down the held-back loss
+    :param after: and after it
+    """
+
+    draw: Draw
+    before: Tensor
+    after: Tensor
+
+
 @dataclass
 class Spark:
     """A policy with its learning and its random numbers, beside the criterion whose loss it weighs.
@@ -88,27 +102,34 @@ class Spark:
         return self.reinforce.policy
 
     def draw(
-        self, images: Tensor, errors: Sequence[Tensor], student: Sequence[Distilled], teacher: Sequence[Distilled]
+        self,
+        images: Tensor,
+        errors: Sequence[Tensor],
+        student: Sequence[Distilled],
+        teacher: Sequence[Distilled],
+        generator: torch.Generator | None = None,
     ) -> Draw:
         """Weight maps for a batch.
 
         :param images: (N, C, H, W)
         :param errors: of the student against the ground truth, maps (N, H, W)
+        :param generator: of the draws, in place of its own
         """
         self.policy.to(images.device)
         with torch.no_grad():
             gaps = self.criterion.gaps(student, teacher)
         signals = difficulty(images, errors, gaps, self.grid)
-        return self.policy.draw(signals, self._generator if self.learning else None)
+        return self.policy.draw(signals, (generator or self._generator) if self.learning else None)
 
     def due(self) -> bool:
         """Count a training step; whether the policy has a lesson in it."""
         self._steps += 1
         return self.learning and self._steps % self.every == 0
 
-    def learn(self, draw: Draw, before: Tensor, after: Tensor) -> None:
+    def learn(self, lesson: Lesson) -> None:
         """One lesson, see ``place_rewards``."""
-        figures = self.reinforce.update(draw, place_rewards(draw.weights, before, after))
+        rewards = place_rewards(lesson.draw.weights, lesson.before, lesson.after)
+        figures = self.reinforce.update(lesson.draw, rewards)
         self.log += [figures] if figures else []
 
     def state_dict(self) -> dict[str, Any]:
