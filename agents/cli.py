@@ -15,7 +15,7 @@ EXIT_MISSED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 def search(
     out: Path,
-    dataset: str = "shapes",
+    dataset: str | None = None,
     detector: str | None = None,
     teacher: Path | None = None,
     splits: tuple[str, ...] | None = None,
@@ -44,18 +44,21 @@ def search(
     observe_repaired: bool = False,
     activation_bits: int | None = 8,
     sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
+    distillation: Literal["akd", "spark", "akd+spark"] = "akd",
+    patch: int = 48,
     bfloat16: bool = False,
 ) -> None:
-    """Find a small version of a trained detector.
+    """Find a small version of a trained detector or restorer.
 
     Writes OUT/result.json, plan.json, model.hsq, policy.zip, teacher.safetensors, baselines/ and TensorBoard logs.
 
     Example: hsq search --dataset photos/ --teacher photos.safetensors --target-ratio 10 --out runs/photos
 
     :param out: a new or empty folder
-    :param dataset: "shapes", or a COCO-layout folder
+    :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; by
+        default the embedded data of the teacher's kind
     :param detector: name that the teacher must have; any if not given
-    :param teacher: written by 'hsq teacher'; the shipped one for "shapes"
+    :param teacher: a detector's, written by 'hsq teacher', or a restorer's; the shipped detector if not given
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg; a baseline: uniform, random, greedy, ilp,
         ilp_repaired, ilp_loads, tpe, nsga2, local; or module:factory of your own
@@ -64,8 +67,8 @@ def search(
     :param time_budget: seconds of the agent's training, whichever ends first
     :param target_ratio: teacher bytes over student bytes
     :param pareto: several target ratios for a plan each from one training, in place of one
-    :param target_accuracy: mAP over the teacher's; with it the target ratio is no hard limit but, like this, an aim
-        that the self-evaluation loop approaches by tuning alpha and beta between windows of episodes
+    :param target_accuracy: the metric over the teacher's; with it the target ratio is no hard limit but, like this, an
+        aim that the self-evaluation loop approaches by tuning alpha and beta between windows of episodes
     :param seed: of the agent and of the long fine-tuning
     :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
     :param finalists: plans that are fine-tuned; the best on the search split wins
@@ -85,20 +88,23 @@ def search(
     :param observe_repaired: show agents what is left of each choice's damage after a repair
     :param activation_bits: of every layer's input; None for float32
     :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
+    :param distillation: akd; akd+spark, in which a policy weighs its places; spark, the same without a task loss
+    :param patch: side of a restorer's patches in the restored image, in pixels
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
     """
     from agents.find import Explorer
     from agents.report import print_table
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
-    from detectors.task import detection_task
+    from hsq_env.make import make_task
 
     check_new_folder(out)
-    task = detection_task(
+    task = make_task(
         dataset,
-        detector,
         teacher,
         splits,
+        detector,
+        patch,
         search_images=search_images,
         pool_images=pool_images,
         calibration_images=calibration_images,
@@ -122,7 +128,8 @@ def search(
         target_accuracy=target_accuracy,
         finetune_steps=finetune_steps,
         finalists=finalists,
-        detector=task.spec.detector,
+        model=task.spec.name,
+        distillation=distillation,
         step_minibatches=step_minibatches,
         table_megabytes=table_megabytes,
         reward=reward,
@@ -138,7 +145,7 @@ def search(
 
 def monitor(
     run: Annotated[Path, tyro.conf.Positional],
-    dataset: str = "shapes",
+    dataset: str | None = None,
     target_accuracy: float | None = None,
     splits: tuple[str, ...] | None = None,
     retrain: bool = False,
@@ -154,8 +161,8 @@ def monitor(
     Example: hsq monitor runs/photos --dataset new_photos/ --retrain --out runs/new_photos
 
     :param run: folder of a finished search
-    :param dataset: "shapes", or a COCO-layout folder whose test split is measured
-    :param target_accuracy: mAP over the teacher's; by default what the run measured less 0.01
+    :param dataset: new data of the run's kind, whose test split is measured; the embedded data if not given
+    :param target_accuracy: the metric over the teacher's; by default what the run measured less 0.01
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param retrain: search again on the new data if the target is missed
     :param out: a new or empty folder for that search
@@ -176,27 +183,27 @@ def monitor(
         check_new_folder(out)
         explorer = explorer_from(run, Explorer(episodes=episodes, evaluations=evaluations))
     verdict, task = measure(run, dataset, target_accuracy, splits)
-    print(verdict.sentence(dataset))
+    print(verdict.sentence(task.name))
     if verdict.meets:
         return
     if not retrain or out is None:
         raise SystemExit(EXIT_MISSED)
     settings = {key: value for key, value in read_run(run).items() if key in ("target_ratio", "reward", "beta")}
-    result = run_search(task, out, explorer, finetune_steps=finetune_steps, detector=task.spec.detector, **settings)
+    result = run_search(task, out, explorer, finetune_steps=finetune_steps, model=task.spec.name, **settings)
     print_table(result, out)
 
 
 def evaluate(
     file: Annotated[Path, tyro.conf.Positional],
-    dataset: str = "shapes",
+    dataset: str | None = None,
     split: Literal["search", "test"] = "test",
     splits: tuple[str, ...] | None = None,
     json: bool = False,
 ) -> None:
-    """Measure bytes and mAP of a .hsq file again.
+    """Measure bytes and mAP or PSNR of a .hsq file again.
 
     :param file: model.hsq of a search
-    :param dataset: "shapes", or a COCO-layout folder
+    :param dataset: data of the model's kind; the embedded data if not given
     :param split: "test", or "search" for the whole split that rewards come from
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param json: print JSON
@@ -328,11 +335,9 @@ def finetune(
     from agents.finetune import finetune as run
     from agents.run_folder import check_new_folder
     from hsq_env.make import make_task
-    from restorers.teacher import is_restorer
 
     check_new_folder(out)
-    patches = {"patch": patch} if teacher is not None and is_restorer(teacher) else {}
-    task = make_task(dataset, teacher, splits, batch_size=batch_size, seed=seed, **patches)
+    task = make_task(dataset, teacher, splits, patch=patch, batch_size=batch_size, seed=seed)
     run(
         task,
         out,
@@ -379,7 +384,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and turn expected failures into a sentence and an exit code."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="hsq", description="Make a trained detector small.", args=arguments
+            COMMANDS, prog="hsq", description="Make a trained detector or restorer small.", args=arguments
         )
     except InputError as error:
         _fail(str(error), EXIT_BAD_INPUT)

@@ -45,8 +45,10 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
     for number, episode in enumerate(best):
         student = finetuned_student(env, episode.plan, steps, f"plan {number + 1} of {len(best)}")
         score = evaluate(env.task, student.stages, "search")
-        say(f"plan {number + 1} ({episode.source}): search mAP {score:.4f} after {steps} fine-tuning steps")
-        rows.append({"source": episode.source, "divergence": episode.divergence, "finetuned_search_map": score})
+        name = env.task.metric_name
+        say(f"plan {number + 1} ({episode.source}): search {name} {score:.4f} after {steps} fine-tuning steps")
+        figure = {f"finetuned_search_{name.lower()}": score}
+        rows.append({"source": episode.source, "divergence": episode.divergence, **figure})
         if winner is None or score > winner[0]:
             winner = (score, episode, student)
     assert winner is not None  # a search has at least the integer program's plan
@@ -59,15 +61,16 @@ def measure(
     """Bytes on disk and the test metric of HSQ and of the uniform plans, as they are and fine-tuned alike.
 
     :param found: HSQ's by name
-    :return: ``{name: {"map", "bytes", "ratio"}}``
+    :return: ``{name: {"map" (the metric's name), "bytes", "ratio"}}``
     """
     methods: dict[str, dict[str, Any]] = {}
 
     def add(name: str, measured: Student, file: str) -> None:
         size = folder.write_student(measured, file)
         score = evaluate(env.task, measured.stages, "test")
-        methods[name] = {"map": score, "bytes": size, "ratio": teacher_bytes / size}
-        say(f"{name}: test mAP {score:.4f}, {size:,} bytes, {teacher_bytes / size:.2f}x")
+        metric = env.task.metric_name
+        methods[name] = {metric.lower(): score, "bytes": size, "ratio": teacher_bytes / size}
+        say(f"{name}: test {metric} {score:.4f}, {size:,} bytes, {teacher_bytes / size:.2f}x")
 
     for bits in UNIFORM_BITS:
         for suffix, count in (("", 0), ("_finetuned", steps)):

@@ -111,7 +111,7 @@ def finetune(
     chosen = plan_of(plan, infos)
     student = Student(task, infos, activation_bits, sparsity_pattern)
     student.apply(chosen)
-    metric = str(getattr(task, "metric_name", "metric"))
+    metric = task.metric_name
     figures = {
         "teacher": evaluate(task, task.stages(task.teacher), "test"),
         "ptq": evaluate(task, student.stages, "test"),

@@ -7,8 +7,8 @@ from typing import Any
 
 from agents.find import Explorer
 from detectors.errors import InputError
-from detectors.task import DetectionTask, detection_task
 from hsq_env.file import load_hsq
+from hsq_env.make import Made, make_task
 from hsq_env.student import evaluate
 
 TOLERANCE = 0.01  # of the teacher's metric, that new images may cost before a model has degraded
@@ -22,12 +22,14 @@ class Verdict:
     :param model: the model's
     :param target: accuracy that it has to reach, model over teacher
     :param claimed: accuracy that its run measured
+    :param metric: its name
     """
 
     teacher: float
     model: float
     target: float
     claimed: float
+    metric: str
 
     @property
     def accuracy(self) -> float:
@@ -43,7 +45,7 @@ class Verdict:
         """For a person."""
         end = "the target is met." if self.meets else "the target is missed: search again with --retrain --out FOLDER."
         return (
-            f"{dataset}: mAP {self.model:.4f}, teacher {self.teacher:.4f}, accuracy {self.accuracy:.4f}; "
+            f"{dataset}: {self.metric} {self.model:.4f}, teacher {self.teacher:.4f}, accuracy {self.accuracy:.4f}; "
             f"asked {self.target:.4f}, its run had {self.claimed:.4f}; {end}"
         )
 
@@ -55,35 +57,37 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     try:
         result: dict[str, Any] = json.loads((run / "result.json").read_text())
-        _ = result["teacher"]["map"], result["methods"]["hsq"]["map"], result["algo"], result["target_ratio"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        key = result["metric"].lower()
+        _ = result["teacher"][key], result["methods"]["hsq"][key], result["algo"], result["target_ratio"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} is not the folder of a finished search for one target ({error}).") from error
     return result
 
 
 def monitor(
-    run: Path, dataset: str, target_accuracy: float | None = None, splits: tuple[str, ...] | None = None
-) -> tuple[Verdict, DetectionTask]:
+    run: Path, dataset: str | None, target_accuracy: float | None = None, splits: tuple[str, ...] | None = None
+) -> tuple[Verdict, Made]:
     """Measure a run's teacher and model on the test split of new data.
 
     :param run: folder of a finished search
-    :param dataset: "shapes", or a COCO-layout folder
+    :param dataset: new data of the run's kind; the embedded data when None
     :param target_accuracy: model over teacher; None for what the run measured less ``TOLERANCE``
     :return: the verdict, and the task on the new data
     :raises InputError: if the run or the data cannot be used
     """
     result = read_run(run)
-    task = detection_task(dataset, None, run / "teacher.safetensors", splits)
-    claimed = result["methods"]["hsq"]["map"] / result["teacher"]["map"]
+    settings, key = {name: result[name] for name in ("patch",) if name in result}, result["metric"].lower()
+    task = make_task(dataset, run / "teacher.safetensors", splits, **settings)
+    claimed = result["methods"]["hsq"][key] / result["teacher"][key]
     teacher = evaluate(task, task.stages(task.teacher), "test")
     if not teacher > 0:
-        raise InputError(f"The teacher of {run} finds nothing on {dataset}: train a teacher on this data.")
+        raise InputError(f"The teacher of {run} finds nothing on {task.name}: train a teacher on this data.")
     model = task.spec.build_folded()
     load_hsq(run / "model.hsq", model)
     model.to(task.device).eval().requires_grad_(False)
     measured = evaluate(task, task.stages(model), "test")
     target = claimed - TOLERANCE if target_accuracy is None else target_accuracy
-    return Verdict(teacher, measured, target, claimed), task
+    return Verdict(teacher, measured, target, claimed, task.metric_name), task
 
 
 def explorer_from(run: Path, explorer: Explorer) -> Explorer:

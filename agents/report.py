@@ -15,9 +15,14 @@ from detectors.task import SHAPES, DetectionTask, shapes_folder
 from detectors.teacher import DetectorSpec, freeze, spec_from_json
 from detectors.train import train_teacher
 from hsq_env.file import load_hsq, read_header
+from hsq_env.make import Made
 from hsq_env.size import encoding
 from hsq_env.student import evaluate
+from restorers.images import PHOTOS, load_photos
+from restorers.task import SMALLEST_PATCH, RestorationTask
+from restorers.teacher import RestorerSpec
 
+LOST = {"mAP": ("points lost", 100.0), "PSNR": ("dB lost", 1.0)}
 TITLES = {
     "uniform8": "uniform 8 bit",
     "uniform8_finetuned": "uniform 8 bit, fine-tuned",
@@ -30,15 +35,17 @@ TITLES = {
 def print_table(result: dict[str, Any], out: Path) -> None:
     """The table of a search."""
     table = Table(title=f"{result['dataset']}, {result['split']} split")
-    for column in ("method", "mAP", "points lost", "bytes", "ratio"):
+    metric = result["metric"]
+    key, (lost_in, factor) = metric.lower(), LOST.get(metric, ("lost", 1.0))
+    for column in ("method", metric, lost_in, "bytes", "ratio"):
         table.add_column(column, justify="left" if column == "method" else "right")
     teacher = result["teacher"]
-    table.add_row("teacher, FP32", f"{teacher['map']:.4f}", "", f"{teacher['bytes']:,}", "1.00x")
+    table.add_row("teacher, FP32", f"{teacher[key]:.4f}", "", f"{teacher['bytes']:,}", "1.00x")
     for name, row in result["methods"].items():
-        lost = 100 * (teacher["map"] - row["map"])
+        lost = factor * (teacher[key] - row[key])
         table.add_row(
             TITLES.get(name, name.replace("hsq-", "HSQ, ") + "x"),
-            f"{row['map']:.4f}",
+            f"{row[key]:.4f}",
             f"{lost:.2f}",
             f"{row['bytes']:,}",
             f"{row['ratio']:.2f}x",
@@ -49,31 +56,47 @@ def print_table(result: dict[str, Any], out: Path) -> None:
     console.print(f"Plans from {sources}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}.")
 
 
-def evaluate_file(file: Path, dataset: str, split: str, splits: Sequence[str] | None = None) -> dict[str, Any]:
-    """Bytes and mAP of a ``.hsq`` file; the ratio too where the teacher lies beside it.
+def evaluate_file(file: Path, dataset: str | None, split: str, splits: Sequence[str] | None = None) -> dict[str, Any]:
+    """Bytes and metric of a ``.hsq`` file; the ratio too where the teacher lies beside it.
 
+    :param dataset: the embedded data of the model's kind when None
     :raises InputError: if the file or the data cannot be used
     """
-    spec = _spec(file)
-    model = spec.build_folded()
-    load_hsq(file, model)
-    freeze(model)
-    folder = shapes_folder() if dataset == SHAPES else Path(dataset)
-    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
-    task = DetectionTask(dataset, model, spec, loaded, search_images=None, pool_images=1, calibration_images=1)
-    score, size = evaluate(task, task.stages(model), split), file.stat().st_size
-    result = {"file": str(file), "dataset": dataset, "split": split, "map": score, "bytes": size}
+    description = read_header(file).model
+    make = _restoration if "restorer" in description else _detection
+    task = make(file, description, dataset, splits)
+    score, size = evaluate(task, task.stages(task.teacher), split), file.stat().st_size
+    result = {"file": str(file), "dataset": task.name, "split": split, task.metric_name.lower(): score, "bytes": size}
     teacher = file.parent / "teacher.safetensors"
-    return {**result, "ratio": teacher.stat().st_size / size} if teacher.is_file() else result
+    ratio = {"ratio": teacher.stat().st_size / size} if teacher.is_file() else {}
+    return {**result, **ratio, "metric": task.metric_name}
 
 
-def _spec(file: Path) -> DetectorSpec:
+def _detection(file: Path, description: dict[str, Any], dataset: str | None, splits: Sequence[str] | None) -> Made:
+    """The data, with the file's model in the teacher's place."""
     try:
-        return spec_from_json(read_header(file).model)
+        spec = spec_from_json(description)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{file} holds a model that this command cannot build: load it with hsq_env.load_hsq."
         ) from error
+    model, name = spec.build_folded(), dataset or SHAPES
+    load_hsq(file, model)
+    freeze(model)
+    folder = shapes_folder() if name == SHAPES else Path(name)
+    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
+    return DetectionTask(name, model, spec, loaded, search_images=None, pool_images=1, calibration_images=1)
+
+
+def _restoration(file: Path, description: dict[str, Any], dataset: str | None, splits: Sequence[str] | None) -> Made:
+    """The same for a restorer."""
+    spec = RestorerSpec(**description)
+    model, name = spec.build_folded(), dataset or PHOTOS
+    load_hsq(file, model)
+    freeze(model)
+    photos = load_photos(name, spec.channels, SMALLEST_PATCH * spec.scale, splits)
+    settings = {"pool_images": 1, "calibration_images": 1, "patch": SMALLEST_PATCH * spec.scale}
+    return RestorationTask(name, model, spec, photos, **settings)
 
 
 def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
@@ -82,8 +105,8 @@ def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result))
         return
     ratio = f", {result['ratio']:.2f}x" if "ratio" in result else ""
-    where = f"{result['dataset']} ({result['split']})"
-    print(f"{result['file']}: mAP {result['map']:.4f} on {where}, {result['bytes']:,} bytes{ratio}")
+    where, metric = f"{result['dataset']} ({result['split']})", result["metric"]
+    print(f"{result['file']}: {metric} {result[metric.lower()]:.4f} on {where}, {result['bytes']:,} bytes{ratio}")
 
 
 def print_info(file: Path, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from hsq_env.env import HSQEnv
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import evaluate
 from hsq_env.task import Task
+from restorers.task import RestorationTask
 
 BETA_WITHOUT_TARGET = 0.95
 
@@ -35,7 +36,7 @@ def search(
     step_minibatches: int = 2,
     reward: str = "divergence",
     beta: float | None = None,
-    detector: str = "",
+    model: str = "",
     say: Callable[[str], None] = tqdm.write,
     **env_arguments: Any,
 ) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def search(
     :param finalists: plans that are fine-tuned at length; the best of them on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param beta: weight of accuracy in the reward; None for 1 with a target, which bounds the size already, else 0.95
-    :param detector: name for the result file
+    :param model: name for the result file
     :param say: prints a line
     :param env_arguments: of ``HSQEnv``
     :return: the content of ``result.json``
@@ -86,8 +87,10 @@ def search(
     settings = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
     header = {
         "dataset": task.name,
-        "detector": detector,
+        "model": model,
+        "metric": task.metric_name,
         "split": "test",
+        **({"patch": task.patch} if isinstance(task, RestorationTask) else {}),
         "algo": explorer.algo,
         "seed": explorer.seed,
         **settings,
@@ -114,16 +117,17 @@ def search(
             winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say)
             methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
         figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say)
-        test_map = evaluate(task, task.stages(task.teacher), "test")
+        on_test = evaluate(task, task.stages(task.teacher), "test")
     except KeyboardInterrupt:
         for agent in agents:
             if isinstance(agent, BaseAlgorithm):
                 folder.write_policy(agent)
         folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
         raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
+    key = task.metric_name.lower()
     result = {
         **header,
-        "teacher": {"map": test_map, "bytes": teacher_bytes, "search_map": env.compressor.teacher_metric},
+        "teacher": {key: on_test, "bytes": teacher_bytes, f"search_{key}": env.compressor.teacher_metric},
         "methods": figures,
         "candidates": candidates if folder.several else candidates[str(targets[0])],
         **_record(log, explorer.algo, started),

@@ -36,6 +36,11 @@ class DetectorSpec:
     max_size: int = 1333  # pixels of the longer image side at most
     score_thresh: float = 0.05  # detections below are dropped
 
+    @property
+    def name(self) -> str:
+        """Of the network."""
+        return self.detector
+
     def build(self) -> FCOS:
         """The detector with random weights and trainable batch norm.
 

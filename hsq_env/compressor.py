@@ -131,20 +131,16 @@ class Compressor:
         return self._student
 
     def reset(self) -> None:
-        """Back to the teacher's weights."""
-        self.node = self.table.root
-
-    def begin_episode(self) -> None:
         """Back to the teacher's weights, with a policy that has learned what the last episode taught."""
         if self.policy is not None and self.policy.end_episode():
             self._forget()
-        self.reset()
+        self.node = self.table.root
 
     def load_policy(self, state: PolicyState | None) -> None:
         """Go on with another policy, at the teacher's weights."""
         if self.policy is not None and state is not None and self.policy.load(state):
             self._forget()
-        self.reset()
+        self.node = self.table.root
 
     def _forget(self) -> None:
         """Under another policy equal decisions give other students; forks may still need the table as it was."""
@@ -279,7 +275,7 @@ class Compressor:
 
         :return: the student, until the end of the block, and the way through it
         """
-        self.reset()
+        self.node = self.table.root
         self._catch_up()
         self._compress(index, choice)
         self._finetune(index, alpha, weigh=False)

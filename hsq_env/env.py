@@ -369,7 +369,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         for name in given:
             check_known("reset option", name, ("alpha", "beta", "target_ratio"))
         self.set_weights(**{"alpha": self.alpha, "beta": self.beta, **given})
-        self.compressor.begin_episode()
+        self.compressor.reset()
         self._executed, self._accuracy, self._divergence = [], 1.0, 0.0
         return self._observation(), self._state_info()
 

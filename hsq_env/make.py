@@ -10,7 +10,7 @@ from detectors.task import SHAPES, DetectionTask, detection_task
 from hsq_env.env import HSQEnv
 from hsq_env.task import Task
 from restorers.images import PHOTOS
-from restorers.task import RestorationTask, restoration_task
+from restorers.task import DEFAULT_PATCH, RestorationTask, restoration_task
 from restorers.teacher import is_restorer
 
 Made = DetectionTask | RestorationTask
@@ -50,6 +50,8 @@ def make_task(
     dataset: str | Path | None = None,
     teacher: str | Path | None = None,
     splits: Sequence[str] | None = None,
+    network: str | None = None,
+    patch: int = DEFAULT_PATCH,
     **settings: Any,
 ) -> Made:
     """A detector's or a restorer's task, whichever the teacher is.
@@ -58,9 +60,11 @@ def make_task(
         embedded data of its kind when None
     :param teacher: a teacher file; the shipped detector when None
     :param splits: names of the training, the search and the test split
+    :param network: name that the teacher must have; any when None
+    :param patch: side of a restorer's patches in the restored image, in pixels
     :param settings: further arguments of the task
     :raises InputError: if something is missing or does not fit
     """
     if teacher is not None and is_restorer(teacher):
-        return restoration_task(dataset or PHOTOS, teacher, splits, **settings)
-    return detection_task(dataset or SHAPES, None, teacher, splits, **settings)
+        return restoration_task(dataset or PHOTOS, teacher, splits, network, patch, **settings)
+    return detection_task(dataset or SHAPES, network, teacher, splits, **settings)

@@ -67,6 +67,7 @@ class Task(Protocol):
     """
 
     name: str
+    metric_name: str  # "mAP", "PSNR"
     teacher: Any  # an nn.Module, frozen, in evaluation mode, batch norm folded
 
     def stages(self, model: Any) -> Sequence[Stage]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.errors import InputError
-from detectors.teacher import freeze
 from restorers.degradation import add_noise, crop_to_multiple, reduce
 from restorers.images import PHOTOS, Photos, load_photos
 from restorers.metric import psnr, ssim
@@ -20,6 +19,8 @@ from restorers.networks import Stage, State
 from restorers.teacher import Restorer, RestorerSpec, load_teacher, restorer_stages, teacher_bytes
 
 PIXEL_UNIT = 0.02  # of the range: a mean difference that large counts as 1 in the losses
+DEFAULT_PATCH = 48
+SMALLEST_PATCH = 8  # times the scale: the grid that SPARK's policy looks at
 NOISE_SEEDS = {"train": 0, "search": 1, "test": 2}
 
 
@@ -77,11 +78,14 @@ class RestorationTask:
         pool_images: int = 64,
         calibration_images: int = 16,
         batch_size: int = 8,
-        patch: int = 48,
+        patch: int = DEFAULT_PATCH,
         seed: int = 0,
     ) -> None:
-        if patch % spec.scale or patch < 8 * spec.scale:
-            raise InputError(f"A patch of {patch} pixels does not go: give a multiple of {spec.scale} from 16 on.")
+        smallest = SMALLEST_PATCH * spec.scale
+        if patch % spec.scale or patch < smallest:
+            raise InputError(
+                f"A patch of {patch} pixels does not go: give a multiple of {spec.scale} from {smallest} on (--patch)."
+            )
         for role, split in splits.items():
             for image_name, pixels in zip(split.names, split.pixels, strict=True):
                 if min(pixels.shape[:2]) < patch:
@@ -214,7 +218,8 @@ def restoration_task(
     dataset: str | Path = PHOTOS,
     teacher: str | Path | None = None,
     splits: Sequence[str] | None = None,
-    patch: int = 48,
+    network: str | None = None,
+    patch: int = DEFAULT_PATCH,
     **settings: Any,
 ) -> RestorationTask:
     """Build a task from a folder of images and a teacher file.
@@ -222,12 +227,15 @@ def restoration_task(
     :param dataset: "photos", scikit-image's, or a folder of images, see ``restorers.images.load_photos``
     :param teacher: file of a restorer
     :param splits: names of the folders for training, search and test
+    :param network: name that the teacher must have; any when None
+    :param patch: side of patches in the restored image, in pixels
     :param settings: further arguments of ``RestorationTask``
     :raises InputError: if something is missing or does not fit
     """
     if teacher is None:
         raise InputError("A restorer needs a teacher: give its file with --teacher FILE.")
     model, spec = load_teacher(teacher)
+    if network is not None and network != spec.name:
+        raise InputError(f"The teacher {teacher} is a {spec.name}, not a {network}: drop the name.")
     photos = load_photos(dataset, spec.channels, patch, splits)
-    freeze(model)
     return RestorationTask(Path(dataset).name, model, spec, photos, patch=patch, **settings)

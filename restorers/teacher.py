@@ -46,6 +46,11 @@ class RestorerSpec:
         if self.restorer in SUPER_RESOLVERS and not (self.noise == 0 and self.scale in SCALES):
             raise InputError(f"{self.restorer} enlarges: give a scale of 2 or 4, not {self.scale}, and no noise.")
 
+    @property
+    def name(self) -> str:
+        """Of the network."""
+        return self.restorer
+
     def build(self) -> Restorer:
         """The network with random weights, batch norm in place."""
         scale = {"scale": self.scale} if self.restorer in SUPER_RESOLVERS else {}

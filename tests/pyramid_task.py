@@ -41,6 +41,7 @@ class PyramidTask:
     """Fits ``hsq_env.task.Task``."""
 
     name = "pyramid"
+    metric_name = "agreement"
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(7)

@@ -8,14 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import random_plan
+from PIL import Image
 from tiny_task import TinyTask
 
 import agents.explore
 import agents.report
 import detectors.task
+import hsq_env.make
+import restorers.teacher
 from agents.callbacks import EpisodeRecorder
 from agents.cli import main
 from agents.find import Explorer
@@ -27,6 +31,7 @@ from detectors.teacher import DetectorSpec, freeze, teacher_bytes
 from hsq_env.choices import Plan
 from hsq_env.file import read_header, save_hsq
 from hsq_env.student import Student, evaluate, trace_layers
+from restorers.teacher import RestorerSpec
 
 Captured = pytest.CaptureFixture[str]
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
@@ -73,13 +78,13 @@ def on_tiny(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """``hsq search`` runs on the tiny task; what the command asked for."""
     asked: dict[str, Any] = {}
 
-    def tiny_task(dataset: Any, detector: Any, teacher: Any, splits: Any, **settings: Any) -> TinyTask:
-        asked.update(settings, dataset=dataset, detector=detector, teacher=teacher, splits=splits)
+    def tiny_task(dataset: Any, teacher: Any, splits: Any, detector: Any, patch: Any, **settings: Any) -> TinyTask:
+        asked.update(settings, dataset=dataset, detector=detector, teacher=teacher, splits=splits, patch=patch)
         task = copy.copy(tiny)
-        task.spec = SimpleNamespace(detector="tinynet")  # type: ignore[attr-defined]
+        task.spec = SimpleNamespace(name="tinynet")  # type: ignore[attr-defined]
         return task
 
-    monkeypatch.setattr(detectors.task, "detection_task", tiny_task)
+    monkeypatch.setattr(hsq_env.make, "make_task", tiny_task)
     return asked
 
 
@@ -117,9 +122,9 @@ def test_search(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured, monke
     ]
     main(["search", "--out", str(out), *flags])
     result = json.loads((out / "result.json").read_text())
-    assert (result["seed"], result["episodes"], result["detector"]) == (4, 1, "tinynet")
+    assert (result["seed"], result["episodes"], result["model"]) == (4, 1, "tinynet")
     assert result["methods"]["hsq"]["ratio"] >= 6
-    assert (on_tiny["dataset"], on_tiny["search_images"], on_tiny["seed"]) == ("shapes", 32, 4)
+    assert (on_tiny["dataset"], on_tiny["search_images"], on_tiny["seed"]) == (None, 32, 4)
     text = capsys.readouterr().out
     assert f"{result['methods']['hsq']['bytes']:,}" in text and f"Written to {out}." in text
 
@@ -135,16 +140,16 @@ def test_search_passes_its_flags_on(on_tiny: dict[str, Any], tmp_path: Path, mon
     flags = "--algo sac --episodes 7 --time-budget 60 --target-ratio 9.5 --reward size --alpha 0.1 --beta 0.9"
     more = "--activation-bits 4 --sparsity-pattern n:m --dataset photos --teacher t.safetensors --detector d"
     more += " --splits a b c --seed 3 --workers 2 --evaluations 90 --warm-start ilp greedy --no-return-to-best"
-    more += " --observe-repaired --no-surrogate"
+    more += " --observe-repaired --no-surrogate --distillation akd+spark --patch 32"
     with pytest.raises(SystemExit):
         main(["search", "--out", str(tmp_path / "run"), *flags.split(), *more.split()])
     expected = {"algo": "sac", "episodes": 7, "time_budget": 60.0, "target_ratio": 9.5, "reward": "size"}
     expected |= {"alpha": 0.1, "beta": 0.9, "activation_bits": 4, "sparsity_pattern": "n:m"}
     expected |= {"seed": 3, "workers": 2, "evaluations": 90, "warm_start": ("ilp", "greedy"), "return_to_best": False}
-    expected |= {"observe_repaired": True, "surrogate": False}
+    expected |= {"observe_repaired": True, "surrogate": False, "distillation": "akd+spark"}
     assert {name: given[name] for name in expected} == expected
     assert (on_tiny["dataset"], on_tiny["teacher"], on_tiny["detector"]) == ("photos", Path("t.safetensors"), "d")
-    assert on_tiny["splits"] == ("a", "b", "c")
+    assert on_tiny["splits"] == ("a", "b", "c") and on_tiny["patch"] == 32
 
 
 def test_search_for_several_targets(on_tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -178,6 +183,7 @@ def test_evaluate(
         "split": split,
         "map": expected,
         "bytes": file.stat().st_size,
+        "metric": "mAP",
     }
 
 
@@ -405,3 +411,31 @@ def test_an_interrupted_command(capsys: Captured, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(agents.report, "print_info", stop)
     assert fails(capsys, "info", "model.hsq", code=130) == "hsq: Interrupted."
+
+
+def test_a_restorer_from_search_to_evaluation(tmp_path: Path, capsys: Captured) -> None:
+    """An untrained DnCNN on noise: the same commands, PSNR in place of mAP."""
+    spec = RestorerSpec("dncnn", 1, noise=25)
+    teacher, photos, out = tmp_path / "teacher.safetensors", tmp_path / "photos", tmp_path / "run"
+    teacher.write_bytes(restorers.teacher.teacher_bytes(spec.build_folded(), spec))
+    photos.mkdir()
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    data = ["--dataset", str(photos)]
+    flags = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --episodes 0 --warm-start ilp"
+    flags += " --target-ratio 6 --finetune-steps 1 --finalists 1 --distillation akd+spark"
+    main(["search", *data, "--teacher", str(teacher), "--out", str(out), *flags.split()])
+    result = json.loads((out / "result.json").read_text())
+    assert (result["model"], result["metric"]) == ("dncnn", "PSNR") and result["methods"]["hsq"]["ratio"] >= 6
+    assert "dB lost" in capsys.readouterr().out
+    main(["evaluate", str(out / "model.hsq"), *data, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["psnr"] == pytest.approx(result["methods"]["hsq"]["psnr"], rel=1e-9)
+    assert found["ratio"] == result["methods"]["hsq"]["ratio"]
+    main(["monitor", str(out), *data, "--target-accuracy", "0.5"])
+    assert "photos: PSNR " in capsys.readouterr().out
+    wrong = fails(
+        capsys, "search", *data, "--teacher", str(teacher), "--detector", "edsr", "--out", str(tmp_path / "x")
+    )
+    assert "is a dncnn, not a edsr" in wrong

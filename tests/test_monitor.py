@@ -37,13 +37,13 @@ def new_images(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is asked for is the tiny task."""
     asked: list[Any] = []
 
-    def make(dataset: str, detector: None, teacher: Path, splits: Any) -> TinyTask:
+    def make(dataset: str, teacher: Path, splits: Any) -> TinyTask:
         asked.append((dataset, teacher, splits))
         task = TinyTask()
         task.spec, task.device = Spec(), torch.device("cpu")  # type: ignore[attr-defined]
         return task
 
-    monkeypatch.setattr(agents.monitor, "detection_task", make)
+    monkeypatch.setattr(agents.monitor, "make_task", make)
     return asked
 
 
@@ -66,8 +66,8 @@ def test_a_target_may_be_missed(run: Path, new_images: list[Any]) -> None:
 
 
 def test_verdicts_by_hand() -> None:
-    assert Verdict(teacher=0.8, model=0.76, target=0.95, claimed=0.97).meets
-    assert not Verdict(teacher=0.8, model=0.759, target=0.95, claimed=0.97).meets
+    assert Verdict(teacher=0.8, model=0.76, target=0.95, claimed=0.97, metric="mAP").meets
+    assert not Verdict(teacher=0.8, model=0.759, target=0.95, claimed=0.97, metric="mAP").meets
 
 
 def test_a_search_goes_on_with_the_old_policy_and_replay(tiny: TinyTask, run: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def test_the_table_of_a_search(capsys: Captured) -> None:
     result = {
         "dataset": "shapes",
         "split": "test",
+        "metric": "mAP",
         "episodes": 5,
         "seconds": 61.4,
         "teacher": {"map": 0.7, "bytes": 8_000_000},
@@ -49,12 +50,29 @@ def test_the_table_of_a_search(capsys: Captured) -> None:
     assert "Plans from dqn; 5 episodes, 61 s. Written to runs/one." in text
 
 
+def test_the_table_of_a_restorer(capsys: Captured) -> None:
+    result = {
+        "dataset": "photos",
+        "split": "test",
+        "metric": "PSNR",
+        "episodes": 5,
+        "seconds": 61.4,
+        "teacher": {"psnr": 30.4, "bytes": 8_000_000},
+        "methods": {"hsq": {"psnr": 30.15, "bytes": 1_000_000, "ratio": 8.0, "source": "dqn"}},
+    }
+    print_table(result, Path("runs/one"))
+    rows = cells(capsys.readouterr().out)
+    assert ["method", "PSNR", "dB lost", "bytes", "ratio"] in rows
+    assert ["HSQ", "30.1500", "0.25", "1,000,000", "8.00x"] in rows
+
+
 def test_the_table_of_several_targets(capsys: Captured) -> None:
     row = {"map": 0.7, "bytes": 1_000_000, "ratio": 8.0}
     sources = {"hsq-6": "ilp", "hsq-7.5": "dqn", "hsq-8": "ilp"}
     result = {
         "dataset": "shapes",
         "split": "test",
+        "metric": "mAP",
         "episodes": 5,
         "seconds": 61.4,
         "teacher": {"map": 0.7, "bytes": 8_000_000},
@@ -71,7 +89,7 @@ def test_the_table_of_several_targets(capsys: Captured) -> None:
 
 
 def test_an_evaluation(capsys: Captured) -> None:
-    result = {"file": "a.hsq", "dataset": "shapes", "split": "test", "map": 0.12345, "bytes": 1234}
+    result = {"file": "a.hsq", "dataset": "shapes", "split": "test", "map": 0.12345, "bytes": 1234, "metric": "mAP"}
     print_evaluation(result, as_json=False)
     print_evaluation({**result, "ratio": 8.0}, as_json=False)
     print_evaluation(result, as_json=True)

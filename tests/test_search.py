@@ -42,7 +42,7 @@ def search(task: TinyTask, out: Path, **settings: Any) -> dict[str, Any]:
 def run(tiny: TinyTask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A finished run. Not to be changed."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    return out, search(tiny, out, detector="tinynet", say=nothing, **SETTINGS)
+    return out, search(tiny, out, model="tinynet", say=nothing, **SETTINGS)
 
 
 def without_times(value: Any) -> Any:
@@ -57,7 +57,15 @@ def without_times(value: Any) -> Any:
 def test_result_holds_what_was_promised(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
     out, result = run
     assert json.loads((out / "result.json").read_text()) == result
-    fixed = {"dataset": "tiny", "detector": "tinynet", "split": "test", "seed": 3, "episodes": 2, "algo": "dqn"}
+    fixed = {
+        "dataset": "tiny",
+        "model": "tinynet",
+        "metric": "mAP",
+        "split": "test",
+        "seed": 3,
+        "episodes": 2,
+        "algo": "dqn",
+    }
     assert {key: result[key] for key in fixed} == fixed
     assert result["seconds"] > 0
     assert list(result["methods"]) == METHODS
@@ -126,7 +134,7 @@ def test_nothing_else_is_left(run: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_the_same_seed_gives_the_same_run(tiny: TinyTask, run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    again = search(tiny, tmp_path / "again", detector="tinynet", say=nothing, **SETTINGS)
+    again = search(tiny, tmp_path / "again", model="tinynet", say=nothing, **SETTINGS)
     assert without_times(again) == without_times(run[1])
     for name in ("model.hsq", "plan.json", "baselines/uniform4_finetuned.hsq"):
         assert (tmp_path / "again" / name).read_bytes() == (run[0] / name).read_bytes()

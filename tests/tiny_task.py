@@ -87,6 +87,7 @@ class TinyTask:
     """Fits ``hsq_env.task.Task``."""
 
     name = "tiny"
+    metric_name = "mAP"  # it is none, but results are named after it
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)

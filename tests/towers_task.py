@@ -68,6 +68,7 @@ class TowersTask:
     """Fits ``hsq_env.task.Task``."""
 
     name = "towers"
+    metric_name = "agreement"
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
