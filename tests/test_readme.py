@@ -19,7 +19,7 @@ def test_tables_are_those_of_the_result_files() -> None:
 def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On the tiny task in place of the embedded one, which takes minutes."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     make = gym.make
 
     def make_tiny(name: str, **arguments: Any) -> Any:
