@@ -226,7 +226,7 @@ def info(file: Annotated[Path, tyro.conf.Positional], json: bool = False) -> Non
 
 def teacher(
     out: Path,
-    dataset: str = "shapes",
+    dataset: str | None = None,
     detector: str | None = None,
     splits: tuple[str, ...] | None = None,
     epochs: int = 24,
@@ -241,14 +241,21 @@ def teacher(
     bfloat16: bool = False,
     half: bool = False,
     evaluate_every: int = 1,
+    restorer: Literal["dncnn", "edsr", "srresnet"] | None = None,
+    noise: float = 25.0,
+    scale: Literal[2, 4] = 2,
+    channels: Literal[1, 3] = 3,
+    patch: int = 48,
+    steps_per_epoch: int = 100,
     seed: int = 0,
 ) -> None:
     """Train a teacher from random weights; called again, an interrupted training goes on.
 
     Example: hsq teacher --dataset photos/ --image-size 160 --epochs 45 --cycles 1 --batch-size 8 --out t.safetensors
+    Example: hsq teacher --restorer dncnn --noise 25 --channels 1 --epochs 40 --out dncnn.safetensors
 
     :param out: the file to write, FP32 safetensors with batch norm folded
-    :param dataset: "shapes", or a COCO-layout folder
+    :param dataset: "shapes", or a COCO-layout folder; for a restorer "photos", or a folder of images
     :param detector: fcos_resnet50 or fcos_resnet50_quarter (the default for "shapes")
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param epochs: passes over the training split
@@ -264,10 +271,36 @@ def teacher(
     :param bfloat16: convolutions in bfloat16: twice as fast on processors with AMX and on GPUs
     :param half: write float16 weights
     :param evaluate_every: epochs between measurements on the search split
+    :param restorer: a restorer in place of a detector, with epochs, batch size, learning rate from above
+    :param noise: that a restorer removes (dncnn): standard deviation, of 255
+    :param scale: by which a restorer enlarges (edsr, srresnet)
+    :param channels: of a restorer's images, 1 for grey
+    :param patch: side of a restorer's patches in the restored image, in pixels
+    :param steps_per_epoch: of a restorer, whose patches are drawn at random
     :param seed: of weights and order
     """
-    from agents.report import train_teacher_file
+    from agents.report import train_restorer_file, train_teacher_file
 
+    if restorer is not None:
+        train_restorer_file(
+            out,
+            dataset,
+            restorer,
+            noise,
+            scale,
+            channels,
+            patch,
+            splits,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            bfloat16=bfloat16,
+            half=half,
+            seed=seed,
+        )
+        return
+    dataset = dataset or "shapes"
     default = "fcos_resnet50_quarter" if dataset == "shapes" else "fcos_resnet50"
     train_teacher_file(
         out,

@@ -20,7 +20,8 @@ from hsq_env.size import encoding
 from hsq_env.student import evaluate
 from restorers.images import PHOTOS, load_photos
 from restorers.task import SMALLEST_PATCH, RestorationTask
-from restorers.teacher import RestorerSpec
+from restorers.teacher import DENOISERS, RestorerSpec
+from restorers.train import train_restorer
 
 LOST = {"mAP": ("points lost", 100.0), "PSNR": ("dB lost", 1.0)}
 TITLES = {
@@ -157,6 +158,25 @@ def train_teacher_file(
     loaded = load_folder(folder, names, spec.min_size, spec.max_size, splits)
     best = train_teacher(loaded, spec, out, **training)
     print(f"wrote {out}: mAP {best['map']:.4f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
+
+
+def train_restorer_file(
+    out: Path,
+    dataset: str | None,
+    restorer: str,
+    noise: float,
+    scale: int,
+    channels: int,
+    patch: int,
+    splits: Sequence[str] | None = None,
+    **training: Any,
+) -> None:
+    """Train a restorer and say what came of it."""
+    problem = {"noise": noise} if restorer in DENOISERS else {"scale": scale}
+    spec = RestorerSpec(restorer, channels, **problem)
+    photos = load_photos(dataset or PHOTOS, channels, patch, splits)
+    best = train_restorer(photos, spec, out, patch=patch, **training)
+    print(f"wrote {out}: PSNR {best['psnr']:.3f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
 
 
 def level_scale_for(image_size: int) -> float:

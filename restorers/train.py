@@ -1,0 +1,142 @@
+"""Teacher training for restorers: Adam with a cosine schedule on random patches, resumable, the best kept by PSNR."""
+
+import copy
+import math
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from detectors.errors import InputError
+from detectors.teacher import freeze, write_atomically
+from restorers.images import Photos
+from restorers.task import RestorationTask
+from restorers.teacher import Restorer, RestorerSpec, folded, teacher_bytes
+
+GRADIENT_CLIP = 1.0  # norm
+
+
+def train_restorer(
+    splits: dict[str, Photos],
+    spec: RestorerSpec,
+    out: str | Path,
+    epochs: int = 20,
+    steps_per_epoch: int = 100,
+    batch_size: int = 16,
+    patch: int = 48,
+    learning_rate: float = 1e-3,
+    bfloat16: bool = False,
+    half: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a restorer from random weights by the mean absolute error and write its folded weights to ``out``.
+
+    An interrupted training goes on from ``<out>.checkpoint`` when called again with the same arguments.
+
+    :param splits: "train" and "search" are used; the test split is not looked at
+    :param epochs: of ``steps_per_epoch`` batches each, since patches are drawn at random
+    :param patch: side of patches in the restored image, in pixels
+    :param learning_rate: at the start; it falls to 0
+    :param bfloat16: run convolutions in bfloat16 under autocast; weights and optimizer stay float32
+    :param half: write float16 weights
+    :return: ``psnr`` (of the kept epoch, search split), ``epoch``, ``seconds``
+    :raises InputError: if ``out`` exists without a checkpoint beside it, an image is smaller than a patch, or the loss
+        becomes no number
+    """
+    out = Path(out)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    if out.exists() and not checkpoint.exists():
+        raise InputError(f"{out} exists already: remove it or give another file with --out.")
+    if epochs < 1 or steps_per_epoch < 1 or batch_size < 1:
+        raise InputError(f"{epochs} epochs of {steps_per_epoch} batches of {batch_size}: each must be 1 or more.")
+    torch.manual_seed(seed)
+    model = spec.build()
+    data = RestorationTask("training", model, spec, splits, pool_images=1, calibration_images=1, batch_size=batch_size,
+                           patch=patch, seed=seed)  # fmt: skip
+    model.to(data.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    total = epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
+    state: dict[str, Any] = {"epoch": 0, "total": total, "best": {"psnr": -math.inf, "epoch": -1}, "seconds": 0.0}
+    if checkpoint.exists():
+        state = _restore(checkpoint, model, optimizer, schedule, total)
+    for epoch in range(state["epoch"], epochs):
+        started = time.monotonic()
+        steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+        bar = tqdm(steps, f"epoch {epoch + 1}/{epochs}", disable=not progress, leave=False)
+        loss = _train_epoch(model, data, bar, optimizer, schedule, bfloat16)
+        finished = freeze(folded(copy.deepcopy(model)))
+        score = _psnr(data, finished)
+        if score > state["best"]["psnr"]:
+            state["best"] = {"psnr": score, "epoch": epoch + 1}
+            write_atomically(out, teacher_bytes(finished.cpu(), spec, torch.float16 if half else torch.float32))
+        tqdm.write(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}, search PSNR {score:.3f}")
+        state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
+        _save(checkpoint, model, optimizer, schedule, state)
+    checkpoint.unlink()
+    return {**state["best"], "seconds": round(state["seconds"], 1)}
+
+
+def _train_epoch(
+    model: Restorer,
+    data: RestorationTask,
+    steps: "tqdm[int]",
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    bfloat16: bool,
+) -> float:
+    model.train()
+    total = 0.0
+    for count, step in enumerate(steps, start=1):
+        batch = data.long_finetuning(step)
+        with torch.autocast(data.device.type, torch.bfloat16, enabled=bfloat16):
+            restored = model(batch.images)
+        loss = data.task_loss({"restored": restored.float()}, batch)
+        if not math.isfinite(loss.item()):
+            raise InputError("The training loss became infinite or NaN: lower --learning-rate.")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+        steps.set_postfix(loss=f"{total / count:.4f}")
+    return total / len(steps)
+
+
+@torch.no_grad()
+def _psnr(data: RestorationTask, model: nn.Module) -> float:
+    found = []
+    for batch in data.evaluation("search"):
+        state: dict[str, Any] = {"images": batch.images}
+        for stage in data.stages(model):
+            state = stage.run(state)
+        found.append(data.predictions(state, batch))
+    return data.metric(found, "search")
+
+
+def _save(path: Path, model: nn.Module, optimizer: Any, schedule: Any, state: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save({**parts, "state": state}, beside)
+    beside.replace(path)
+
+
+def _restore(path: Path, model: nn.Module, optimizer: Any, schedule: Any, total: int) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, weights_only=True)
+        state: dict[str, Any] = saved["state"]
+        if state["total"] != total:
+            raise ValueError("another number of steps")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} does not fit these arguments or is damaged: remove it to start anew.") from error
+    return state
