@@ -1,8 +1,6 @@
 """Teacher training: AdamW with a one-cycle schedule, resumable, the best epoch by search-split mAP kept."""
 
 import copy
-import math
-import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 from tqdm import tqdm
 
+from detectors.checkpoint import gradient_step, restore_checkpoint, save_checkpoint
 from detectors.coco import Batch, CocoSplit, make_batch
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
@@ -117,7 +116,10 @@ def train_teacher(
     schedule = cycle(0)
     state: dict[str, Any] = {"epoch": 0, "best": {"map": -1.0, "epoch": -1}, "seconds": 0.0}
     if checkpoint_path.exists():
-        state = _restore(checkpoint_path, model, optimizer, schedule)
+        total = schedule.total_steps
+        state = restore_checkpoint(
+            checkpoint_path, model, optimizer, schedule, lambda saved: saved["schedule"]["total_steps"] == total
+        )
     for epoch in range(state["epoch"], per_cycle * cycles):
         started = time.monotonic()
         if epoch and epoch % per_cycle == 0:
@@ -134,7 +136,7 @@ def train_teacher(
                 write_atomically(out, teacher_bytes(folded.cpu(), spec, torch.float16 if half else torch.float32))
             tqdm.write(f"epoch {epoch + 1}/{epochs}: loss {loss:.3f}, search mAP {score:.4f}")
         state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
-        _save(checkpoint_path, model, optimizer, schedule, state)
+        save_checkpoint(checkpoint_path, model, optimizer, schedule, state)
     checkpoint_path.unlink()
     return {**state["best"], "seconds": round(state["seconds"], 1)}
 
@@ -155,35 +157,7 @@ def _train_epoch(
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             losses = fcos_losses(model, moved)
         loss = torch.stack(list(losses.values())).sum()
-        if not math.isfinite(loss.item()):
-            raise InputError("The training loss became infinite or NaN: lower --learning-rate.")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-        optimizer.step()
-        schedule.step()
-        total, count = total + loss.item(), count + 1
+        value = gradient_step(model, loss, optimizer, schedule, GRADIENT_CLIP)
+        total, count = total + value, count + 1
         batches.set_postfix(loss=f"{total / count:.3f}")
     return total / count
-
-
-def _save(path: Path, model: nn.Module, optimizer: Any, schedule: Any, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save({**parts, "state": state}, beside)
-    beside.replace(path)
-
-
-def _restore(path: Path, model: nn.Module, optimizer: Any, schedule: Any) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, weights_only=True)
-        if saved["schedule"]["total_steps"] != schedule.total_steps:
-            raise ValueError("another number of steps")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        state: dict[str, Any] = saved["state"]
-    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} does not fit these arguments or is damaged: remove it to start anew.") from error
-    return state

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from detectors.checkpoint import gradient_step, restore_checkpoint, save_checkpoint
 from detectors.errors import InputError
 from detectors.teacher import freeze, write_atomically
 from restorers.images import Photos
@@ -64,7 +64,9 @@ def train_restorer(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
     state: dict[str, Any] = {"epoch": 0, "total": total, "best": {"psnr": -math.inf, "epoch": -1}, "seconds": 0.0}
     if checkpoint.exists():
-        state = _restore(checkpoint, model, optimizer, schedule, total)
+        state = restore_checkpoint(
+            checkpoint, model, optimizer, schedule, lambda saved: saved["state"]["total"] == total
+        )
     for epoch in range(state["epoch"], epochs):
         started = time.monotonic()
         steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
@@ -77,7 +79,7 @@ def train_restorer(
             write_atomically(out, teacher_bytes(finished.cpu(), spec, torch.float16 if half else torch.float32))
         tqdm.write(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}, search PSNR {score:.3f}")
         state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
-        _save(checkpoint, model, optimizer, schedule, state)
+        save_checkpoint(checkpoint, model, optimizer, schedule, state)
     checkpoint.unlink()
     return {**state["best"], "seconds": round(state["seconds"], 1)}
 
@@ -97,14 +99,7 @@ def _train_epoch(
         with torch.autocast(data.device.type, torch.bfloat16, enabled=bfloat16):
             restored = model(batch.images)
         loss = data.task_loss({"restored": restored.float()}, batch)
-        if not math.isfinite(loss.item()):
-            raise InputError("The training loss became infinite or NaN: lower --learning-rate.")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
+        total += gradient_step(model, loss, optimizer, schedule, GRADIENT_CLIP)
         steps.set_postfix(loss=f"{total / count:.4f}")
     return total / len(steps)
 
@@ -118,25 +113,3 @@ def _psnr(data: RestorationTask, model: nn.Module) -> float:
             state = stage.run(state)
         found.append(data.predictions(state, batch))
     return data.metric(found, "search")
-
-
-def _save(path: Path, model: nn.Module, optimizer: Any, schedule: Any, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save({**parts, "state": state}, beside)
-    beside.replace(path)
-
-
-def _restore(path: Path, model: nn.Module, optimizer: Any, schedule: Any, total: int) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, weights_only=True)
-        state: dict[str, Any] = saved["state"]
-        if state["total"] != total:
-            raise ValueError("another number of steps")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} does not fit these arguments or is damaged: remove it to start anew.") from error
-    return state

@@ -1,0 +1,59 @@
+"""What trainings of teachers share: a step, and a checkpoint to go on from."""
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detectors.errors import InputError
+
+
+def gradient_step(model: nn.Module, loss: Tensor, optimizer: Any, schedule: Any, clip: float) -> float:
+    """One step of optimizer and schedule; the loss.
+
+    :param clip: largest norm of the gradient
+    :raises InputError: if the loss is no number
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise InputError("The training loss became infinite or NaN: lower --learning-rate.")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    schedule.step()
+    return value
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Any, schedule: Any, state: dict[str, Any]) -> None:
+    """Write everything that a training goes on with; ``path`` is whole or what it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save({**parts, "state": state}, beside)
+    beside.replace(path)
+
+
+def restore_checkpoint(
+    path: Path, model: nn.Module, optimizer: Any, schedule: Any, fits: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Go on from there; what was given as ``state``.
+
+    :param fits: whether what was saved is of a training with the same arguments
+    :raises InputError: if it does not fit or is damaged
+    """
+    try:
+        saved = torch.load(path, weights_only=True)
+        if not fits(saved):
+            raise ValueError("another number of steps")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        state: dict[str, Any] = saved["state"]
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} does not fit these arguments or is damaged: remove it to start anew.") from error
+    return state
