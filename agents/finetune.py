@@ -20,6 +20,7 @@ from hsq_env.distillation.spark import Spark
 from hsq_env.distillation.wavelet import WaveletAKD
 from hsq_env.file import student_bytes
 from hsq_env.finetuning import LONG_ALPHA, finetune_all
+from hsq_env.states import run
 from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
 from hsq_env.task import Task
 
@@ -104,6 +105,8 @@ def finetune(
         raise InputError(f"alpha is {alpha}: give a share in [0, 1].")
     if steps < 0 or policy_every < 1:
         raise InputError(f"{steps} steps and a lesson every {policy_every}: give --steps 0 or more, lessons from 1 on.")
+    if isinstance(way.criterion, WaveletAKD) and "pixels" not in _kinds(task):
+        raise InputError(f"'{distillation}' compares images, and '{task.name}' gives none: choose akd or spark.")
     spark = Spark(way.criterion, every=policy_every, seed=seed) if way.spark else None
     if policy is not None:
         _restore(spark, Path(policy))
@@ -154,6 +157,13 @@ def finetune(
     folder.write_json("result.json", result)
     say(f"{plan}, {distillation}: test {metric} {figures['finetuned']:.4f} at {result['ratio']:.2f}x, written to {out}")
     return result
+
+
+@torch.no_grad()
+def _kinds(task: Task) -> set[str]:
+    """What kinds of outputs the task distils."""
+    state = run(task.stages(task.teacher), {"images": task.calibration()[0].images})
+    return {item.kind for item in task.distilled(state)}
 
 
 def _saved(spark: Spark) -> bytes:
