@@ -9,8 +9,8 @@ the search images is smallest; that plan is fine-tuned at length from the teache
 is measured on the test split. Deterministic methods search once and repeat the fine-tuning alone. Where two methods
 found the same plan, its fine-tuning with the same seed is not repeated (``finetuned_as``).
 
-A step repairs with four minibatches of the embedded task. With two, the environment's default, a search optimizes what
-the fine-tuning afterwards would have repaired anyway.
+A step repairs with four minibatches of the embedded task and not with two, the environment's default, so that what a
+search lowers is nearer to what the fine-tuning afterwards leaves.
 
 On the 400 test images of the embedded task the luck of the images is as large as the differences between methods, and
 the same for every seed of a plan. They are drawn by a generator: 2,400 of them are the test split here, the usual 400
