@@ -314,11 +314,10 @@ class Compressor:
         batch = self._pool.batches[index]
         teacher = self._teacher_of(index)
         outputs = float32_outputs(self._forward(index), batch.images.device, self.bfloat16)
-        weights = None
+        weigh = None
         if place is not None and self.policy is not None:
-            distilled = self.task.distilled(outputs)
-            weights = self.policy.weights(self.task, outputs, batch, distilled, teacher, place)
-        return akd_loss_and_divergence(self.task, self.criterion, alpha, outputs, batch, teacher, weights)
+            weigh = partial(self.policy.weights, self.task, place)
+        return akd_loss_and_divergence(self.task, self.criterion, alpha, outputs, batch, teacher, weigh)
 
     def _teacher_of(self, index: int) -> Sequence[Distilled]:
         """What the outputs on one batch of the pool are to be."""

@@ -17,6 +17,7 @@ from hsq_env.states import run
 from hsq_env.student import Student
 from hsq_env.task import Batch, Distilled, Stage, State, Task
 
+Weigh = Callable[[State, Batch, Sequence[Distilled], Sequence[Distilled]], Tensor]  # of student and teacher
 GRADIENT_CLIP = 5.0  # norm over everything trained
 WARMUP = 0.05  # share of the long fine-tuning with a rising learning rate
 
@@ -65,16 +66,10 @@ HELD_BACK = 1_000_000  # number of the first step whose batch is held back from 
 
 
 def akd_loss(
-    task: Task,
-    criterion: AKD,
-    alpha: float,
-    outputs: State,
-    batch: Batch,
-    teacher: Sequence[Distilled],
-    weights: Tensor | None = None,
+    task: Task, criterion: AKD, alpha: float, outputs: State, batch: Batch, teacher: Sequence[Distilled]
 ) -> Tensor:
     """``alpha * task loss + (1 - alpha) * KL``, a scalar; the task loss is skipped where alpha is 0."""
-    return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, teacher, weights)[0]
+    return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, teacher)[0]
 
 
 def akd_loss_and_divergence(
@@ -84,13 +79,15 @@ def akd_loss_and_divergence(
     outputs: State,
     batch: Batch,
     teacher: Sequence[Distilled],
-    weights: Tensor | None = None,
+    weigh: Weigh | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same and its KL part.
 
-    :param weights: of the places in the KL part, see ``AKD.terms``
+    :param weigh: gives the weights of the places in the KL part, see ``AKD.terms``; all alike when None
     """
-    divergence = criterion.loss(task.distilled(outputs), teacher, weights)
+    distilled = task.distilled(outputs)
+    weights = None if weigh is None else weigh(outputs, batch, distilled, teacher)
+    divergence = criterion.loss(distilled, teacher, weights)
     loss = (1 - alpha) * divergence
     return (loss + alpha * task.task_loss(outputs, batch) if alpha else loss), divergence.detach()
 
@@ -275,15 +272,17 @@ def finetune_all(
             held_back = task.long_finetuning(HELD_BACK + step)
             spark.learn(lesson(student, spark, optimizer, forward, teacher, task.long_finetuning(step), held_back))
 
+    def draw(outputs: State, batch: Batch, distilled: Sequence[Distilled], expected: Sequence[Distilled]) -> Tensor:
+        assert spark is not None
+        return spark.draw(batch.images, error_maps(task, outputs, batch), distilled, expected).weights
+
+    weigh = None if spark is None else draw
+
     def loss_of(step: int) -> Tensor:
         batch = task.long_finetuning(step)
         expected = teacher(batch)
         on_step(step)
         outputs = forward(batch)
-        weights = None
-        if spark is not None:
-            errors = error_maps(task, outputs, batch)
-            weights = spark.draw(batch.images, errors, task.distilled(outputs), expected).weights
-        return akd_loss(task, criterion, alpha, outputs, batch, expected, weights)
+        return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, expected, weigh)[0]
 
     return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor, teach)

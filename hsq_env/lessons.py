@@ -10,6 +10,7 @@ from hsq_env.student import Student
 from hsq_env.task import Batch, Distilled, ErrorMaps, State, Task
 
 
+@torch.no_grad()
 def error_maps(task: Task, outputs: State, batch: Batch) -> Sequence[Tensor]:
     """Where the student is wrong, see ``hsq_env.task.ErrorMaps``; zeros for a task that cannot tell."""
     if isinstance(task, ErrorMaps):

@@ -58,11 +58,11 @@ class StepPolicy:
     def weights(
         self,
         task: Task,
+        place: tuple[int, int],
         outputs: State,
         batch: Batch,
         distilled: Sequence[Distilled],
         teacher: Sequence[Distilled],
-        place: tuple[int, int],
     ) -> Tensor:
         """Of the places of a minibatch, (N, grid, grid).
 

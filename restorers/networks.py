@@ -1,25 +1,14 @@
 """Restoration networks: DnCNN, EDSR-baseline and SRResNet, built so that published weights fit by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-State = dict[str, Any]
+from detectors.fcos import Stage, State
+
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, which EDSR subtracts
-
-
-@dataclass(frozen=True)
-class Stage:
-    """See ``hsq_env.task.Stage``."""
-
-    name: str
-    block: str
-    reads: frozenset[str] | None
-    run: Callable[[State], State]
 
 
 class DnCNN(nn.Module):

@@ -12,25 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.errors import InputError
+from detectors.fcos import Stage, State
+from detectors.task import Distillable
 from restorers.degradation import add_noise, crop_to_multiple, reduce
 from restorers.images import PHOTOS, Photos, load_photos
 from restorers.metric import psnr, ssim
-from restorers.networks import Stage, State
 from restorers.teacher import Restorer, RestorerSpec, load_teacher, restorer_stages, teacher_bytes
 
 PIXEL_UNIT = 0.02  # of the range: a mean difference that large counts as 1 in the losses
 DEFAULT_PATCH = 48
 SMALLEST_PATCH = 8  # times the scale: the grid that SPARK's policy looks at
 NOISE_SEEDS = {"train": 0, "search": 1, "test": 2}
-
-
-@dataclass(frozen=True)
-class Distillable:
-    """See ``hsq_env.task.Distilled``."""
-
-    name: str
-    kind: str
-    tensor: Tensor
 
 
 @dataclass(frozen=True)

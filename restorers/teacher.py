@@ -10,9 +10,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from detectors.errors import InputError
-from detectors.fcos import fold_batch_norm
+from detectors.fcos import Stage, fold_batch_norm
 from detectors.teacher import FORMAT, freeze, load_weights, read_metadata, read_safetensors
-from restorers.networks import DnCNN, Stage, SuperResolver, edsr, srresnet
+from restorers.networks import DnCNN, SuperResolver, edsr, srresnet
 
 Restorer = DnCNN | SuperResolver
 DENOISERS: dict[str, Callable[..., Restorer]] = {"dncnn": DnCNN}
