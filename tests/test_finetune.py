@@ -9,7 +9,7 @@ import pytest
 import pywt
 import torch
 from PIL import Image
-from tiny_task import TinyTask
+from tiny_task import Distilled, TinyTask
 from torch import Tensor
 
 from agents.cli import main
@@ -17,6 +17,7 @@ from agents.finetune import DISTILLATIONS, finetune, plan_of
 from detectors.errors import InputError
 from detectors.teacher import freeze
 from hsq_env.choices import Choice, Plan
+from hsq_env.distillation import AKD
 from hsq_env.distillation.wavelet import LEVELS, WaveletAKD, haar, wavelet_divergence
 from hsq_env.file import load_hsq
 from hsq_env.student import evaluate, trace_layers
@@ -59,7 +60,14 @@ def test_the_divergence_is_the_sum_of_high_bands() -> None:
 def test_odd_sides_have_places_too() -> None:
     found = wavelet_divergence(noise(2, 1, 13, 9), noise(2, 1, 13, 9, seed=1))
     assert found.shape == (2, 13, 9) and torch.isfinite(found).all()
-    assert WaveletAKD()._divergence("logits") is not wavelet_divergence
+
+
+def test_other_kinds_are_compared_as_akd_does() -> None:
+    pixels, logits = (
+        [Distilled("x", kind, noise(1, 3, 8, 8, seed=s)) for s in (0, 1)] for kind in ("pixels", "logits")
+    )
+    assert WaveletAKD().terms([logits[0]], [logits[1]])["logits"] == AKD().terms([logits[0]], [logits[1]])["logits"]
+    assert WaveletAKD().terms([pixels[0]], [pixels[1]])["pixels"] != AKD().terms([pixels[0]], [pixels[1]])["pixels"]
 
 
 # ---- plans

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detectors.errors import InputError
 from detectors.teacher import SHIPPED_TEACHER
 from hsq_env.states import run
-from restorers.networks import RGB_MEAN, DnCNN, SuperResolver, edsr, srresnet
+from restorers.networks import RGB_MEAN, DnCNN, edsr, srresnet
 from restorers.teacher import (
     RestorerSpec,
     folded,
@@ -167,7 +167,3 @@ def test_teachers_are_told_apart(tmp_path: Path) -> None:
     assert not is_restorer(SHIPPED_TEACHER)
     with pytest.raises(InputError, match="There is no teacher file"):
         is_restorer(tmp_path / "absent")
-
-
-def test_names_of_types() -> None:
-    assert isinstance(edsr(blocks=1), SuperResolver) and isinstance(srresnet(blocks=1), SuperResolver)
