@@ -57,7 +57,7 @@ def search(
     :param out: a new or empty folder
     :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; by
         default the embedded data of the teacher's kind
-    :param detector: name that the teacher must have; any if not given
+    :param detector: name that the teacher must have; any if not given; the restorers dncnn and edsr ship with one
     :param teacher: a detector's, written by 'hsq teacher', or a restorer's; the shipped detector if not given
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg; a baseline: uniform, random, greedy, ilp,
@@ -327,15 +327,17 @@ def finetune(
     out: Path,
     plan: str,
     teacher: Path | None = None,
+    network: str | None = None,
     dataset: str | None = None,
     splits: tuple[str, ...] | None = None,
-    distillation: Literal["none", "akd", "spark", "wavelet"] = "spark",
+    distillation: Literal["none", "akd", "spark", "wavelet", "attention"] = "spark",
     steps: int = 300,
     alpha: float | None = None,
     activation_bits: int | None = 8,
     sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
+    rounding: Literal["nearest", "compensated"] | None = None,
     policy: Path | None = None,
-    policy_every: int = 20,
+    policy_every: int = 4,
     batch_size: int = 8,
     patch: int = 48,
     seed: int = 0,
@@ -350,16 +352,19 @@ def finetune(
     :param out: a new or empty folder
     :param plan: uniform8, uniform4, uniform2, or the plan.json of a search
     :param teacher: a detector's or a restorer's; the shipped detector if not given
+    :param network: name that the teacher must have; dncnn and edsr ship with one
     :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer
     :param splits: names of the training, the search and the test split; by default the usual ones
     :param distillation: none (the ground truth alone), akd (all places alike), spark (a policy weighs them), wavelet
-        (fine structure alone, for restorers)
+        (fine structure alone, for restorers), attention (where features are active, for detectors)
     :param steps: gradient steps; 0 for post-training quantization
     :param alpha: share of the ground-truth loss; 1 for none, else 0.3 if not given
     :param activation_bits: of every layer's input; None for float32
     :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
+    :param rounding: nearest codes, or codes that make good on training images what others spoil; by default compensated
+        for restorers, nearest for detectors
     :param policy: spark.pt of another run, to go on from
-    :param policy_every: steps between two lessons of SPARK's policy, each of which costs about one and a half
+    :param policy_every: steps between two lessons of SPARK's policy, each of which costs a forward pass
     :param batch_size: images per step
     :param patch: side of a restorer's training patches in the restored image, in pixels
     :param seed: of the batches and of the policy
@@ -370,7 +375,7 @@ def finetune(
     from hsq_env.make import make_task
 
     check_new_folder(out)
-    task = make_task(dataset, teacher, splits, patch=patch, batch_size=batch_size, seed=seed)
+    task = make_task(dataset, teacher, splits, network, patch, batch_size=batch_size, seed=seed)
     run(
         task,
         out,
@@ -380,6 +385,7 @@ def finetune(
         alpha,
         activation_bits,
         sparsity_pattern,
+        rounding,
         policy,
         policy_every,
         seed,

@@ -9,6 +9,7 @@ from agents.baselines.plans import uniform_plan
 from agents.callbacks import Episode
 from agents.run_folder import RunFolder
 from hsq_env.choices import Plan
+from hsq_env.compensation import apply_plan
 from hsq_env.env import HSQEnv
 from hsq_env.finetuning import finetune_all
 from hsq_env.student import Student, evaluate
@@ -27,11 +28,11 @@ def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Studen
     :param label: for the progress bar
     """
     student = Student(env.task, env.layers, env.student.activation_bits, env.student.pattern)
-    student.apply(plan)
+    apply_plan(student, plan)
     with tqdm(total=steps, desc=f"fine-tuning {label}", disable=None, leave=False) as bar:
         bfloat16 = env.compressor.bfloat16
         if steps and not finetune_all(student, steps, on_step=lambda _: bar.update(), bfloat16=bfloat16):
-            student.apply(plan)
+            apply_plan(student, plan)
     return student
 
 

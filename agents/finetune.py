@@ -15,12 +15,14 @@ from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
 from hsq_env.choices import BITS, Choice, Plan
+from hsq_env.compensation import ROUNDINGS, apply_plan, usual_rounding
 from hsq_env.distillation import AKD
-from hsq_env.distillation.spark import Spark
+from hsq_env.distillation.attention import AttentionAKD
+from hsq_env.distillation.spark import EVERY, Spark
 from hsq_env.distillation.wavelet import WaveletAKD
 from hsq_env.file import student_bytes
 from hsq_env.finetuning import LONG_ALPHA, finetune_all
-from hsq_env.states import run
+from hsq_env.states import distilled_kinds
 from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
 from hsq_env.task import Task
 
@@ -46,6 +48,7 @@ DISTILLATIONS: dict[str, Distillation] = {
     "akd": Distillation(AKD()),
     "spark": Distillation(AKD(), spark=True),
     "wavelet": Distillation(WaveletAKD()),
+    "attention": Distillation(AttentionAKD()),
 }
 
 
@@ -76,8 +79,9 @@ def finetune(
     alpha: float | None = None,
     activation_bits: int | None = 8,
     sparsity_pattern: str = "unstructured",
+    rounding: str | None = None,
     policy: str | Path | None = None,
-    policy_every: int = 20,
+    policy_every: int = EVERY,
     seed: int = 0,
     bfloat16: bool = False,
     say: Callable[[str], None] = tqdm.write,
@@ -89,6 +93,7 @@ def finetune(
     :param distillation: of ``DISTILLATIONS``
     :param steps: gradient steps; 0 for none (post-training quantization)
     :param alpha: share of the task loss; the distillation's own when None
+    :param rounding: "nearest" or "compensated", see ``hsq_env.compensation.apply_plan``; None for the usual one
     :param policy: a spark.pt to go on from
     :param policy_every: steps between two lessons of SPARK's policy
     :param seed: of the policy; the batches follow the task's own
@@ -105,7 +110,12 @@ def finetune(
         raise InputError(f"alpha is {alpha}: give a share in [0, 1].")
     if steps < 0 or policy_every < 1:
         raise InputError(f"{steps} steps and a lesson every {policy_every}: give --steps 0 or more, lessons from 1 on.")
-    if isinstance(way.criterion, WaveletAKD) and "pixels" not in _kinds(task):
+    if rounding not in (None, *ROUNDINGS):
+        raise InputError(f"Unknown rounding '{rounding}': known are {', '.join(ROUNDINGS)}.")
+    kinds = distilled_kinds(task)
+    if isinstance(way.criterion, AttentionAKD) and "features" not in kinds:
+        raise InputError(f"'{distillation}' compares features, and '{task.name}' gives none: choose akd or spark.")
+    if isinstance(way.criterion, WaveletAKD) and "pixels" not in kinds:
         raise InputError(f"'{distillation}' compares images, and '{task.name}' gives none: choose akd or spark.")
     spark = Spark(way.criterion, every=policy_every, seed=seed) if way.spark else None
     if policy is not None:
@@ -113,7 +123,8 @@ def finetune(
     infos = trace_layers(task)
     chosen = plan_of(plan, infos)
     student = Student(task, infos, activation_bits, sparsity_pattern)
-    student.apply(chosen)
+    rounding = rounding or usual_rounding(task)
+    apply_plan(student, chosen, rounding)
     metric = task.metric_name
     figures = {
         "teacher": evaluate(task, task.stages(task.teacher), "test"),
@@ -143,6 +154,7 @@ def finetune(
         "alpha": alpha,
         "activation_bits": activation_bits,
         "sparsity_pattern": sparsity_pattern,
+        "rounding": rounding,
         "seed": seed,
         "split": "test",
         "metric": metric,
@@ -157,13 +169,6 @@ def finetune(
     folder.write_json("result.json", result)
     say(f"{plan}, {distillation}: test {metric} {figures['finetuned']:.4f} at {result['ratio']:.2f}x, written to {out}")
     return result
-
-
-@torch.no_grad()
-def _kinds(task: Task) -> set[str]:
-    """What kinds of outputs the task distils."""
-    state = run(task.stages(task.teacher), {"images": task.calibration()[0].images})
-    return {item.kind for item in task.distilled(state)}
 
 
 def _saved(spark: Spark) -> bytes:

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 import hsq_env  # noqa: F401 - before torch
 from agents.callbacks import Episode
@@ -40,6 +39,7 @@ from agents.explore import SearchLog
 from agents.finalists import finetuned_student
 from agents.find import Explorer
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
+from benchmarks.statistics import interquartile_mean, interval
 from detectors.task import DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER
 from hsq_env.choices import Plan
@@ -255,11 +255,6 @@ class Runner:
         return next((r for r in rows if (r["task"], r["seed"], r["choices"], r["finetune_steps"]) == asked), None)
 
 
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> Any:
-    """The mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264, section 4.3)."""
-    return stats.trim_mean(values, 0.25, axis=axis)
-
-
 def _lost(teacher: float, values: Any) -> float:
     """Points of mAP below the teacher."""
     return float(100 * (teacher - interquartile_mean(np.array(values))))
@@ -275,15 +270,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 continue
             values = np.array([r["test_map"] for r in own])
             standard = [r["test_map_standard"] for r in own if "test_map_standard" in r]
-            low, high = values.min(), values.max()
-            if len(values) > 2 and high > low:
-                interval = stats.bootstrap(
-                    (values,), interquartile_mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(0)
-                ).confidence_interval
-                low, high = interval.low, interval.high
             result.setdefault(target, {})[method] = {
                 "iqm": float(interquartile_mean(values)),
-                "ci": [float(low), float(high)],
+                "ci": interval(values.tolist()),
                 "points_lost": _lost(own[0]["teacher_map"], values),
                 **({"points_lost_standard": _lost(own[0]["teacher_map_standard"], standard)} if standard else {}),
                 "ratio": float(np.mean([r["ratio"] for r in own])),

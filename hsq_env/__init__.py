@@ -1,4 +1,4 @@
-"""HSQ: layer-wise quantization and pruning of detectors as a Gymnasium environment.
+"""HSQ: layer-wise quantization and pruning of detectors and restorers as a Gymnasium environment.
 
 Importing registers the ids and nothing else; torch is loaded when an environment is made.
 """
@@ -14,12 +14,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-_ID_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "HSQ-ResNet50-v0": {"action_space": "discrete"},
-    "HSQ-ResNet50-Continuous-v0": {"action_space": "continuous"},
+_IDS: dict[str, tuple[str, dict[str, Any]]] = {  # the entry point and its arguments
+    "HSQ-ResNet50-v0": ("make_detection_env", {"action_space": "discrete"}),
+    "HSQ-ResNet50-Continuous-v0": ("make_detection_env", {"action_space": "continuous"}),
+    "HSQ-DnCNN-v0": ("make_restoration_env", {"network": "dncnn"}),
+    "HSQ-EDSR-v0": ("make_restoration_env", {"network": "edsr"}),
+    "HSQ-SRResNet-v0": ("make_restoration_env", {"network": "srresnet"}),
 }
-for _id, _arguments in _ID_ARGUMENTS.items():
-    register(_id, entry_point="hsq_env.make:make_detection_env", kwargs=_arguments)
+for _id, (_entry, _arguments) in _IDS.items():
+    register(_id, entry_point=f"hsq_env.make:{_entry}", kwargs=_arguments)
 
 _EXPORTS = {
     "HSQEnv": "hsq_env.env",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hsq_env.distillation import AKD
 from hsq_env.distillation.spark import Spark
-from hsq_env.layers import CompressedLayer, tuning
-from hsq_env.lessons import error_maps, lesson
-from hsq_env.states import run
+from hsq_env.layers import CompressedLayer, learned_ranges, tuning
+from hsq_env.lessons import LessonsInPassing
+from hsq_env.states import distilled_kinds, run
 from hsq_env.student import Student
 from hsq_env.task import Batch, Distilled, Stage, State, Task
 
@@ -30,25 +30,31 @@ class LearningRates:
         weights of layers over orders of magnitude
     :param scales: in multiples of a scale's starting value
     :param biases: absolute; biases and group norms
+    :param ranges: of activations, in multiples of what they were; 0 leaves them alone. The long fine-tuning alone
+        learns them
     """
 
     weights: float
     scales: float
     biases: float
+    ranges: float = 0.0
 
     def groups(self, modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
         """Adam's parameter groups of all parameters that the modules own."""
-        weights, scales, biases = [], [], []
+        weights, scales, biases, ranges = [], [], [], []
         for module in modules:
             chosen = isinstance(module, CompressedLayer) and module.choice is not None
             for name, parameter in module.named_parameters(recurse=False):
                 if name == "scale_factor":
                     scales += [parameter] if chosen else []
+                elif name == "range_factor":
+                    ranges += [parameter] if self.ranges else []
                 elif parameter.dim() > 1:
                     weights.append({"params": [parameter], "lr": self.weights * _spread(module, parameter)})
                 else:
                     biases.append(parameter)
         groups = [*weights, {"params": scales, "lr": self.scales}, {"params": biases, "lr": self.biases}]
+        groups.append({"params": ranges, "lr": self.ranges})
         return [group for group in groups if group["params"]]
 
 
@@ -60,9 +66,10 @@ def _spread(module: nn.Module, parameter: Tensor) -> float:
 BRIEF_RATES = LearningRates(weights=0.0035, scales=2.1e-3, biases=7e-4)  # where the distillation loss is 1
 LARGEST_PACE = 2.0
 LONG_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4)  # where the distillation loss is 4 or more
+IMAGE_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4, ranges=4e-3)  # of students that put out images
 LONG_PACE, SMALLEST_LONG_PACE = 0.5, 0.3
+SMALLEST_IMAGE_PACE = 0.05  # of students that put out images
 LONG_ALPHA = 0.3
-HELD_BACK = 1_000_000  # number of the first step whose batch is held back from training
 
 
 def akd_loss(
@@ -186,12 +193,12 @@ def _take_steps(
     steps: int,
     loss_of: Callable[[int], Tensor],
     factor: Callable[[int], float],
-    before_step: Callable[[int, torch.optim.Optimizer], object] = lambda step, optimizer: None,
+    after_backward: Callable[[torch.optim.Optimizer], object] | None = None,
 ) -> bool:
     """Adam steps on the parameters of ``modules``; stops at the first loss that is no number.
 
     :param factor: of the learning rates at a step
-    :param before_step: called before each
+    :param after_backward: called at each step, before the optimizer follows the gradient
     :return: whether all losses were finite
     """
     groups = rates.groups(modules)
@@ -200,13 +207,14 @@ def _take_steps(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     with training(student, modules, parameters):
         for step in range(steps):
-            before_step(step, optimizer)
             loss = loss_of(step)
             if not math.isfinite(loss.item()):
                 return False
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+            if after_backward is not None:
+                after_backward(optimizer)
             optimizer.step()
             schedule.step()
     return True
@@ -215,13 +223,15 @@ def _take_steps(
 @torch.no_grad()
 def long_pace(student: Student, criterion: AKD) -> float:
     """``LONG_PACE`` times the root of the distillation loss on the calibration images, within bounds."""
-    task, losses = student.task, []
+    task, losses, smallest = student.task, [], SMALLEST_LONG_PACE
     teacher_stages = task.stages(task.teacher)
     for batch in task.calibration():
         teacher = task.distilled(run(teacher_stages, {"images": batch.images}))
         losses.append(criterion.loss(task.distilled(student.outputs(batch)), teacher))
+        if any(item.kind == "pixels" for item in teacher):
+            smallest = SMALLEST_IMAGE_PACE
     damage = torch.stack(losses).mean().clamp_min(0).sqrt().item()
-    return min(1.0, max(SMALLEST_LONG_PACE, LONG_PACE * damage)) if math.isfinite(damage) else 1.0
+    return min(1.0, max(smallest, LONG_PACE * damage)) if math.isfinite(damage) else 1.0
 
 
 def finetune_all(
@@ -229,7 +239,7 @@ def finetune_all(
     steps: int,
     criterion: AKD | None = None,
     alpha: float = LONG_ALPHA,
-    rates: LearningRates = LONG_RATES,
+    rates: LearningRates | None = None,
     on_step: Callable[[int], object] = lambda step: None,
     bfloat16: bool = False,
     pace: float | None = None,
@@ -241,6 +251,7 @@ def finetune_all(
 
     :param steps: gradient steps, each on ``task.long_finetuning(step)``
     :param alpha: share of the task loss
+    :param rates: the usual ones of what the student puts out when None
     :param on_step: called before each step, for progress
     :param bfloat16: run forward and backward passes under autocast; weights stay float32
     :param pace: factor of the learning rates; by the student's damage when None
@@ -267,16 +278,8 @@ def finetune_all(
     def forward(batch: Batch) -> State:
         return through(student.stages, batch)
 
-    def teach(step: int, optimizer: torch.optim.Optimizer) -> None:
-        if spark is not None and spark.due():
-            held_back = task.long_finetuning(HELD_BACK + step)
-            spark.learn(lesson(student, spark, optimizer, forward, teacher, task.long_finetuning(step), held_back))
-
-    def draw(outputs: State, batch: Batch, distilled: Sequence[Distilled], expected: Sequence[Distilled]) -> Tensor:
-        assert spark is not None
-        return spark.draw(batch.images, error_maps(task, outputs, batch), distilled, expected).weights
-
-    weigh = None if spark is None else draw
+    lessons = None if spark is None else LessonsInPassing(student, spark, forward)
+    weigh, after_backward = (None, None) if lessons is None else (lessons.weigh, lessons.after_backward)
 
     def loss_of(step: int) -> Tensor:
         batch = task.long_finetuning(step)
@@ -285,4 +288,6 @@ def finetune_all(
         outputs = forward(batch)
         return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, expected, weigh)[0]
 
-    return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor, teach)
+    rates = rates or (IMAGE_RATES if "pixels" in distilled_kinds(task) else LONG_RATES)
+    with learned_ranges(student.layers) if rates.ranges else nullcontext():
+        return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor, after_backward)

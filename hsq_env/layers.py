@@ -75,6 +75,7 @@ class CompressedLayer(nn.Module):
     codes: Tensor | None
     stored_weight: Tensor | None
     stored_bias: Tensor | None
+    range_factor: nn.Parameter | None  # of every call's activation range, while ranges are learned
 
     def init_compression(self) -> None:
         """Add the state of a choice to a layer that has its weights already."""
@@ -86,6 +87,7 @@ class CompressedLayer(nn.Module):
         self.spread = self.weight.detach().std(correction=0).item()
         ones = torch.ones(self.weight.shape[0], device=self.weight.device)
         self.scale_factor = nn.Parameter(ones, requires_grad=False)
+        self.register_parameter("range_factor", None)
         self.register_buffer("base_scale", ones.clone())
         for name in ("mask", "codes", "stored_weight", "stored_bias"):  # follow the model to its device
             self.register_buffer(name, None, persistent=False)
@@ -187,6 +189,8 @@ class CompressedLayer(nn.Module):
         if self.choice is None or not self.activations:
             return x
         call, self._call = self._call, (self._call + 1) % len(self.activations)
+        if self.tuning and self.range_factor is not None:
+            return self.activations[call].learned(x, self.range_factor[call])
         return self.activations[call](x)
 
     def snapshot(self) -> dict[str, Any]:
@@ -259,3 +263,20 @@ def tuning(layers: list[CompressedLayer]) -> Iterator[None]:
         for layer in layers:
             layer.tuning = False
             layer.store()
+
+
+@contextmanager
+def learned_ranges(layers: list[CompressedLayer]) -> Iterator[None]:
+    """Inside, activation ranges have factors to be learned; after, the ranges are what was learned."""
+    chosen = [layer for layer in layers if layer.activations]
+    for layer in chosen:
+        ones = torch.ones(len(layer.activations), device=layer.weight.device)
+        layer.range_factor = nn.Parameter(ones, requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            assert layer.range_factor is not None
+            factors = layer.range_factor.tolist()
+            layer.activations = tuple(r.scaled(f) for r, f in zip(layer.activations, factors, strict=True))
+            layer.range_factor = None

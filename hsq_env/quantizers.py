@@ -16,6 +16,7 @@ from hsq_env.choices import Choice
 
 SCALE_CANDIDATES = {2: 24, 4: 16, 8: 8}  # tried per channel; fewer bits need a finer search
 SMALLEST_CLIP = {2: 0.2, 4: 0.4, 8: 0.8}  # of the largest magnitude
+RANGE_CANDIDATES = 46
 TINY = 1e-12
 
 
@@ -121,6 +122,38 @@ class ActivationRange:
     def __call__(self, x: Tensor) -> Tensor:
         """Fake-quantize ``x`` with straight-through gradients inside the range."""
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 2**self.bits - 1)
+
+    def scaled(self, factor: float) -> "ActivationRange":
+        """A range that many times as wide, with the same zero point."""
+        scale = torch.tensor(max(self.scale * factor, TINY), dtype=torch.float32).item()
+        return ActivationRange(scale, self.zero_point, self.bits)
+
+    def learned(self, x: Tensor, factor: Tensor) -> Tensor:
+        """The same as ``scaled(factor)`` of ``x``, with a gradient to the factor too (LSQ, section 2.1).
+
+        :param factor: scalar
+        """
+        scale = (factor * self.scale).clamp_min(TINY).reshape(1)
+        highest = 2**self.bits - 1
+        gradient = 1.0 / math.sqrt(x.numel() * highest)
+        zero_point = torch.full_like(scale, float(self.zero_point))
+        rounded: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
+            x.float(), scale, zero_point, 0, highest, gradient
+        )
+        return rounded
+
+
+def fitted_range(x: Tensor, bits: int) -> ActivationRange:
+    """The range with the least squared error on a sample: the whole span, or a part of it that rounds more finely.
+
+    :param x: any shape
+    """
+    low, high = float(x.min()), float(x.max())
+    candidates = [
+        activation_range(low * f, high * f, bits) for f in torch.linspace(0.1, 1.0, RANGE_CANDIDATES).tolist()
+    ]
+    errors = [float((candidate(x) - x).square().mean()) for candidate in candidates]
+    return candidates[int(torch.tensor(errors).argmin())]
 
 
 def activation_range(low: float, high: float, bits: int) -> ActivationRange:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hsq_env.task import Batch, Stage, State
+from hsq_env.task import Batch, Stage, State, Task
 
 
 def run(stages: Sequence[Stage], state: State, start: int = 0, stop: int | None = None) -> State:
@@ -148,3 +148,10 @@ class KeptStates:
         other.route, other._at, other._states = self.route, list(self._at), list(self._states)
         other._prepared = dict(self._prepared)
         return other
+
+
+@torch.no_grad()
+def distilled_kinds(task: Task) -> set[str]:
+    """What kinds of outputs a task distils."""
+    state = run(task.stages(task.teacher), {"images": task.calibration()[0].images})
+    return {item.kind for item in task.distilled(state)}

@@ -17,7 +17,7 @@ from detectors.task import Distillable
 from restorers.degradation import add_noise, crop_to_multiple, reduce
 from restorers.images import PHOTOS, Photos, load_photos
 from restorers.metric import psnr, ssim
-from restorers.teacher import Restorer, RestorerSpec, load_teacher, restorer_stages, teacher_bytes
+from restorers.teacher import SHIPPED_TEACHERS, Restorer, RestorerSpec, load_teacher, restorer_stages, teacher_bytes
 
 PIXEL_UNIT = 0.02  # of the range: a mean difference that large counts as 1 in the losses
 DEFAULT_PATCH = 48
@@ -217,15 +217,17 @@ def restoration_task(
     """Build a task from a folder of images and a teacher file.
 
     :param dataset: "photos", scikit-image's, or a folder of images, see ``restorers.images.load_photos``
-    :param teacher: file of a restorer
+    :param teacher: file of a restorer; the shipped one of ``network`` when None
     :param splits: names of the folders for training, search and test
     :param network: name that the teacher must have; any when None
     :param patch: side of patches in the restored image, in pixels
     :param settings: further arguments of ``RestorationTask``
     :raises InputError: if something is missing or does not fit
     """
+    teacher = teacher or SHIPPED_TEACHERS.get(str(network))
     if teacher is None:
-        raise InputError("A restorer needs a teacher: give its file with --teacher FILE.")
+        shipped = ", ".join(SHIPPED_TEACHERS)
+        raise InputError(f"A restorer needs a teacher: give its file with --teacher FILE; {shipped} ship with one.")
     model, spec = load_teacher(teacher)
     if network is not None and network != spec.name:
         raise InputError(f"The teacher {teacher} is a {spec.name}, not a {network}: drop the name.")

@@ -17,6 +17,8 @@ from restorers.networks import DnCNN, SuperResolver, edsr, srresnet
 Restorer = DnCNN | SuperResolver
 DENOISERS: dict[str, Callable[..., Restorer]] = {"dncnn": DnCNN}
 SUPER_RESOLVERS: dict[str, Callable[..., Restorer]] = {"edsr": edsr, "srresnet": srresnet}
+DATA = Path(__file__).parent / "data"
+SHIPPED_TEACHERS = {"dncnn": DATA / "photos_dncnn_grey25.safetensors", "edsr": DATA / "photos_edsr_x2.safetensors"}
 RESTORERS = {**DENOISERS, **SUPER_RESOLVERS}
 SCALES = (2, 4)
 

@@ -17,6 +17,7 @@ from hsq_env.distillation.akd import (
     pixel_divergence,
     teacher_confidence,
 )
+from hsq_env.distillation.attention import AttentionAKD, spatial_attention
 from hsq_env.finetuning import akd_loss
 
 
@@ -165,3 +166,25 @@ def test_task_loss_is_not_computed_where_it_has_no_share(tiny: TinyTask) -> None
     state = {"logits": draw(80, 32, 4, 3), "features": draw(81, 32, 4, 8, 8)}
     no_batch: object = None  # its labels would be asked for
     assert akd_loss(tiny, AKD(), 0.0, state, no_batch, tiny.distilled(state)).item() == 0.0  # type: ignore[arg-type]
+
+
+def test_attention_is_a_map_of_mean_1_that_is_high_where_features_are_active() -> None:
+    teacher = torch.zeros(2, 3, 4, 5)
+    teacher[0, :, 1, 2] = 4.0
+    mask = spatial_attention(torch.zeros_like(teacher), teacher)
+    assert mask.mean(dim=(1, 2)).tolist() == pytest.approx([1.0, 1.0])
+    assert mask[0].argmax() == 1 * 5 + 2 and mask[0, 1, 2] == pytest.approx(20 * np.exp(4) / (np.exp(4) + 19), rel=1e-5)
+    assert mask[1].eq(1).all()
+
+
+def test_attention_weighs_features_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2)]
+    logits = [torch.randn(2, 20, 3, generator=generator) for _ in range(2)]
+    student, teacher = (
+        [Distilled("l", "logits", a), Distilled("f", "features", b)] for a, b in zip(logits, pairs, strict=True)
+    )
+    plain, attentive = AKD().terms(student, teacher), AttentionAKD().terms(student, teacher)
+    assert plain["logits"] == attentive["logits"]
+    expected = (channel_divergence(*pairs, 1.0) * spatial_attention(*pairs)).sum(dim=(1, 2)).mean()
+    torch.testing.assert_close(attentive["features"], expected)

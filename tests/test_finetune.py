@@ -96,7 +96,7 @@ def test_every_way_trains_and_its_file_is_what_was_measured(distillation: str, t
     layers = tuple(info.name for info in trace_layers(tiny))
     (tmp_path / "harsh.json").write_text(json.dumps(Plan(layers, (Choice(2, 0.75),) * 7).to_json()))
     result = finetune(
-        tiny, tmp_path / "run", str(tmp_path / "harsh.json"), distillation, 30, policy_every=10, say=lambda text: None
+        tiny, tmp_path / "run", str(tmp_path / "harsh.json"), distillation, 31, policy_every=10, say=lambda text: None
     )
     figures = result["figures"]
     assert figures["finetuned"] > figures["ptq"] and result["metric"] == "mAP"
@@ -119,7 +119,7 @@ def test_no_steps_are_post_training_quantization(tiny: TinyTask, tmp_path: Path)
 
 def test_a_policy_goes_on(tiny: TinyTask, tmp_path: Path) -> None:
     def go(name: str, **more: Any) -> dict[str, Any]:
-        return finetune(tiny, tmp_path / name, "uniform2", steps=4, policy_every=2, say=lambda text: None, **more)
+        return finetune(tiny, tmp_path / name, "uniform2", steps=5, policy_every=2, say=lambda text: None, **more)
 
     assert go("one")["policy_updates"] == 2
     assert go("two", policy=tmp_path / "one" / "spark.pt")["policy_updates"] == 4
@@ -134,10 +134,11 @@ def test_a_policy_goes_on(tiny: TinyTask, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"distillation": "magic"}, "Unknown distillation 'magic': known are none, akd, spark, wavelet."),
+        ({"distillation": "magic"}, "Unknown distillation 'magic': known are none, akd, spark, wavelet, attention."),
         ({"distillation": "wavelet"}, "'wavelet' compares images, and 'tiny' gives none: choose akd or spark."),
+        ({"rounding": "down"}, "Unknown rounding 'down': known are nearest, compensated."),
         ({"alpha": 1.5}, "alpha is 1.5: give a share"),
-        ({"steps": -1}, "-1 steps and a lesson every 20"),
+        ({"steps": -1}, "-1 steps and a lesson every 4"),
         ({"policy_every": 0}, "300 steps and a lesson every 0"),
     ],
 )
@@ -184,7 +185,7 @@ def test_the_command(
 ) -> None:
     out = tmp_path / "run"
     main(
-        ["finetune", *restorer, "--plan", "uniform4", "--steps", "2", "--policy-every", "2", "--patch", "16",
+        ["finetune", *restorer, "--plan", "uniform4", "--steps", "3", "--policy-every", "2", "--patch", "16",
          "--batch-size", "2", "--distillation", distillation, "--out", str(out)]
     )  # fmt: skip
     result = json.loads((out / "result.json").read_text())

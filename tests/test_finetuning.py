@@ -2,16 +2,19 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import random_plan, student_logits
+from helpers import outputs, random_plan, student_logits
 from tiny_task import TinyTask
 from torch import Tensor, nn
 
+from detectors.teacher import freeze
 from hsq_env.choices import Choice, Plan
 from hsq_env.distillation import AKD
+from hsq_env.file import load_hsq, save_hsq
 from hsq_env.finetuning import (
     WARMUP,
     LearningRates,
@@ -22,7 +25,7 @@ from hsq_env.finetuning import (
     long_pace,
 )
 from hsq_env.states import run
-from hsq_env.student import LayerInfo, Student
+from hsq_env.student import LayerInfo, Student, trace_layers
 
 RATES = LearningRates(weights=0.01, scales=0.003, biases=0.002)
 HEAD = {"head.0.weight", "head.0.scale_factor", "head.1.weight", "head.1.bias", "logits.weight", "logits.bias"}
@@ -340,3 +343,22 @@ def test_the_pace_is_that_of_the_student(
     one, other = Student(tiny, infos), Student(tiny, infos)
     assert finetune_all(one, 3) and finetune_all(other, 3, pace=0.3)
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_ranges_are_learned_where_asked_for_and_written_with_the_file(tiny: TinyTask, tmp_path: Path) -> None:
+    infos = trace_layers(tiny)
+    students = []
+    for ranges in (0.0, 0.05):
+        student = Student(tiny, infos, activation_bits=4)
+        student.apply(random_plan(infos, seed=0))
+        before = [layer.activations for layer in student.layers]
+        assert finetune_all(student, 6, rates=LearningRates(0.006, 2e-3, 6e-4, ranges), pace=1.0)
+        changed = [a != b.activations for a, b in zip(before, student.layers, strict=True)]
+        assert all(changed) if ranges else not any(changed)
+        assert all(layer.range_factor is None for layer in student.layers)
+        students.append(student)
+    save_hsq(students[1], tmp_path / "model.hsq")
+    model = freeze(type(tiny.teacher)())
+    load_hsq(tmp_path / "model.hsq", model)
+    images = tiny.evaluation("test")[0].images
+    assert torch.equal(outputs(tiny, model, images)["logits"], student_logits(students[1]))

@@ -14,6 +14,7 @@ from hsq_env.quantizers import (
     best_scale,
     dequantize,
     fake_quantize,
+    fitted_range,
     quantize,
     storable,
     weight_levels,
@@ -213,3 +214,27 @@ def test_activation_gradient_is_straight_through_inside_the_range() -> None:
     x = torch.tensor([-3.0, -0.4, 0.0, 0.7, 9.0], requires_grad=True)
     activation_range(-1.0, 1.0, 8)(x).sum().backward()
     assert x.grad is not None and x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_a_fitted_range_has_less_error_than_the_span_and_never_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spiky = torch.cat([torch.rand(2000, generator=generator), torch.tensor([9.0])])
+    for bits in (2, 4, 8):
+        span, fitted = activation_range(0.0, 9.0, bits), fitted_range(spiky, bits)
+        errors = [float((r(spiky) - spiky).square().mean()) for r in (span, fitted)]
+        assert errors[1] <= errors[0]
+    assert fitted_range(spiky, 4).scale < 0.6 * activation_range(0.0, 9.0, 4).scale
+    even = torch.linspace(0, 1, 1000)
+    assert fitted_range(even, 4).scale == pytest.approx(activation_range(0.0, 1.0, 4).scale, rel=0.05)
+
+
+def test_a_learned_range_rounds_as_the_scaled_one_and_its_factor_gets_a_gradient() -> None:
+    given = activation_range(-1.0, 3.0, 4)
+    x = torch.linspace(-2, 5, 101)
+    factor = torch.tensor(0.75, requires_grad=True)
+    rounded = given.learned(x, factor)
+    torch.testing.assert_close(rounded, given.scaled(0.75)(x))
+    rounded.square().mean().backward()
+    # values beyond the range are cut: a wider one puts out larger values, so that their squares grow with the factor
+    assert factor.grad is not None and float(factor.grad) > 0
+    assert given.scaled(0.75).zero_point == given.zero_point and given.scaled(0.0).scale > 0

@@ -5,7 +5,8 @@ measure that gain takes two updates and two forward passes, and gives a single n
 first order in the step it is a sum over places: the update ``-P sum_c w_c grad(l_c)`` of an optimizer with the
 preconditioner P lowers the held-back loss h by ``sum_c w_c grad(h) . P grad(l_c)``. One step down the held-back loss
 shows all of these products at once: ``grad(h) . P grad(l_c)`` is how much it lowers the loss l_c of every place. So one
-backward pass on held-back images and one forward pass reward every place by what its weight brought:
+backward pass on held-back images and one forward pass reward every place by what its weight brought; in a long training
+the next step's backward pass is that one:
 
     reward_c = (w_c - 1) (l_c(before) - l_c(after the step))
 """
@@ -23,6 +24,7 @@ from hsq_env.distillation.policy import Draw, Reinforce, SpatialPolicy
 from hsq_env.task import Distilled
 
 GRID = 8
+EVERY = 4  # training steps between two lessons
 
 
 def cell_losses(criterion: AKD, student: Sequence[Distilled], teacher: Sequence[Distilled], grid: int) -> Tensor:
@@ -76,14 +78,14 @@ class Spark:
 
     :param criterion: the distillation loss
     :param grid: cells along each side of an image
-    :param every: training steps between two lessons of the policy, each of which costs about one step
+    :param every: training steps between two lessons of the policy, each of which costs a forward pass
     :param learning: False keeps the policy as it is
     :param seed: of the policy's first weights and of its draws
     """
 
     criterion: AKD = field(default_factory=AKD)
     grid: int = GRID
-    every: int = 12
+    every: int = EVERY
     learning: bool = True
     seed: int = 0
     reinforce: Reinforce = field(init=False)
