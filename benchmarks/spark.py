@@ -47,6 +47,7 @@ from restorers.teacher import RestorerSpec, load_published
 
 RUNS, MAPS = RESULTS / "spark_runs.jsonl", RESULTS / "spark_maps.npz"
 SEEDS = 5
+BATCH_SIZE = 2  # of restorers: few patches in many steps train better than many in few
 PROTOCOL = 1  # raised when earlier lines must not be compared with new ones
 METHODS = {"qat_kd": "akd", "qat_spark": "spark", "qat": "none"}  # and the rival; distillations of ``hsq finetune``
 CROPS = 3  # of the figure
@@ -79,11 +80,12 @@ def _dncnn(arguments: argparse.Namespace, seed: int) -> RestorationTask:
     if arguments.denoise is None or arguments.denoiser is None:
         raise InputError("The denoiser needs its images and its weights: give --denoise FOLDER and --denoiser FILE.")
     photos = load_photos(arguments.denoise, spec.channels, 48)
-    return RestorationTask("denoise", load_published(arguments.denoiser, spec), spec, photos, seed=seed)
+    model = load_published(arguments.denoiser, spec)
+    return RestorationTask("denoise", model, spec, photos, batch_size=BATCH_SIZE, seed=seed)
 
 
 def _edsr(arguments: argparse.Namespace, seed: int) -> RestorationTask:
-    return restoration_task(network="edsr", seed=seed)
+    return restoration_task(network="edsr", batch_size=BATCH_SIZE, seed=seed)
 
 
 def _detector(arguments: argparse.Namespace, seed: int) -> Made:
@@ -92,8 +94,8 @@ def _detector(arguments: argparse.Namespace, seed: int) -> Made:
 
 IMAGE_ROWS = {"W2A8": (2, 8), "W4A4": (4, 4), "W4A8": (4, 8), "W8A8": (8, 8)}
 BENCHES = {
-    "dncnn": Bench(_dncnn, IMAGE_ROWS, "wavelet", 150, True),
-    "edsr": Bench(_edsr, IMAGE_ROWS, "wavelet", 200, True),
+    "dncnn": Bench(_dncnn, IMAGE_ROWS, "wavelet", 600, True),
+    "edsr": Bench(_edsr, IMAGE_ROWS, "wavelet", 600, True),
     "detector": Bench(_detector, {"W2": (2, 8), "W4": (4, 8)}, "attention", 100, False),
 }
 
@@ -135,13 +137,11 @@ def mean_maps(spark: Spark, student: Student, batches: Sequence[Batch]) -> np.nd
     """The weights that the policy gives on average, without its draws, (images, grid, grid)."""
     task, teacher = student.task, student.task.stages(student.task.teacher)
     found = []
-    learning, spark.learning = spark.learning, False  # means in place of draws
     for batch in batches:
         outputs = student.outputs(batch)
         expected = task.distilled(run_stages(teacher, {"images": batch.images}))
         errors = error_maps(task, outputs, batch)
-        found.append(spark.draw(batch.images, errors, task.distilled(outputs), expected).weights)
-    spark.learning = learning
+        found.append(spark.means(spark.signals(batch.images, errors, task.distilled(outputs), expected)))
     return np.concatenate([weights.cpu().numpy() for weights in found])
 
 

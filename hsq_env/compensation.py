@@ -27,9 +27,9 @@ from hsq_env.student import Student
 from hsq_env.task import Batch, State, Task
 
 ROUNDINGS = ("nearest", "compensated")
-BATCHES = 4
+IMAGES = 32  # at least
 FIRST_BATCH = 1_000_000  # number of the training batch where they begin, far from those that are trained on
-DAMPING = 0.01  # of the mean second moment, added to all where errors are spread
+DAMPING = 0.02  # of the mean second moment, added to all
 WIDE_BITS = 8  # of activations, from which on ranges stay as calibrated
 RANGE_SAMPLES = 100_000
 BLOCK = 128  # columns after which errors are handed on to all later ones
@@ -109,14 +109,13 @@ def compensated(layer: CompressedLayer, pattern: str, moments: Moments) -> Compe
     scale_of_x = xx.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-30)[:, None, None]
     identity = torch.eye(size, dtype=xx.dtype, device=xx.device)
     # few samples say little of many weights: the fewer there are, the nearer the layer stays to where it was
-    ridge = xx + scale_of_x * (DAMPING + size / moments.count) * identity
-    aim = start + torch.linalg.solve(ridge, (yx - start @ xx).transpose(1, 2)).transpose(1, 2)
+    damped = xx + scale_of_x * (DAMPING + size / moments.count) * identity
+    aim = start + torch.linalg.solve(damped, (yx - start @ xx).transpose(1, 2)).transpose(1, 2)
     shaped = aim.float().reshape(layer.weight.shape)
     mask = magnitude_mask(shaped, choice.sparsity, pattern)
     scale = best_scale(shaped, mask, levels, choice.bits)
     kept = torch.ones_like(aim) if mask is None else mask.reshape(aim.shape).double()
     per_row = scale.double().reshape(groups, -1)
-    damped = xx + scale_of_x * DAMPING * identity
     latent, rounded = _rounded(aim, kept, per_row, levels, damped)
     factor = _refit(aim, rounded, xx)
     fitted = storable((per_row * factor).flatten().float())
@@ -180,7 +179,10 @@ def apply_plan(student: Student, plan: Plan, rounding: str | None = None) -> Non
     if (rounding or usual_rounding(student.task)) == "nearest":
         student.apply(plan)
         return
-    apply_compensated(student, plan, [student.task.long_finetuning(FIRST_BATCH + i) for i in range(BATCHES)])
+    batches: list[Batch] = []
+    while sum(len(batch.images) for batch in batches) < IMAGES:
+        batches.append(student.task.long_finetuning(FIRST_BATCH + len(batches)))
+    apply_compensated(student, plan, batches)
 
 
 @torch.no_grad()

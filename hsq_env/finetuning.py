@@ -66,7 +66,7 @@ def _spread(module: nn.Module, parameter: Tensor) -> float:
 BRIEF_RATES = LearningRates(weights=0.0035, scales=2.1e-3, biases=7e-4)  # where the distillation loss is 1
 LARGEST_PACE = 2.0
 LONG_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4)  # where the distillation loss is 4 or more
-IMAGE_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4, ranges=4e-3)  # of students that put out images
+IMAGE_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4, ranges=2e-2)  # of students that put out images
 LONG_PACE, SMALLEST_LONG_PACE = 0.5, 0.3
 SMALLEST_IMAGE_PACE = 0.05  # of students that put out images
 LONG_ALPHA = 0.3

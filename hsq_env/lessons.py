@@ -53,16 +53,18 @@ class LessonsInPassing:
     def weigh(
         self, outputs: State, batch: Batch, distilled: Sequence[Distilled], expected: Sequence[Distilled]
     ) -> Tensor:
-        """The policy's weights of the places; a lesson begins where one is due.
+        """The policy's mean weights of the places; a lesson begins where one is due.
+
+        A lesson says what a draw's weights would bring. The student need not follow them: draws that explore would only
+        make its gradients noisier.
 
         :param outputs: the student's
         """
-        errors = error_maps(self._student.task, outputs, batch)
-        draw = self._spark.draw(batch.images, errors, distilled, expected)
+        signals = self._spark.signals(batch.images, error_maps(self._student.task, outputs, batch), distilled, expected)
         if self._spark.due():
             before = cell_losses(self._spark.criterion, distilled, expected, self._spark.grid)
-            self._begun = Begun(draw, before, batch, expected)
-        return draw.weights
+            self._begun = Begun(self._spark.draw(signals), before, batch, expected)
+        return self._spark.means(signals)
 
     def after_backward(self, optimizer: torch.optim.Optimizer) -> None:
         """End the lesson of the step before with this one's gradient, which the optimizer has not followed yet."""
@@ -122,7 +124,7 @@ def lesson(
     with torch.no_grad():
         outputs = forward(batch)
         distilled = task.distilled(outputs)
-        draw = spark.draw(batch.images, error_maps(task, outputs, batch), distilled, expected)
+        draw = spark.draw(spark.signals(batch.images, error_maps(task, outputs, batch), distilled, expected))
     before = cell_losses(spark.criterion, distilled, expected, spark.grid)
     return end(Begun(draw, before, batch, expected), student, spark, optimizer, forward, gradients)
 

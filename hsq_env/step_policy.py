@@ -70,8 +70,8 @@ class StepPolicy:
         """
         (number,) = np.random.SeedSequence([self.seed, self.version, *place]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(number))
-        errors = error_maps(task, outputs, batch)
-        return self.spark.draw(batch.images, errors, distilled, teacher, generator).weights
+        signals = self.spark.signals(batch.images, error_maps(task, outputs, batch), distilled, teacher)
+        return self.spark.draw(signals, generator).weights
 
     def wants_lesson(self, layer: int) -> bool:
         """Every few layers, others in every episode."""

@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from helpers import play, python
@@ -13,9 +14,15 @@ from tiny_task import TinyTask
 import hsq_env
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
-from hsq_env.make import ENV_ARGUMENTS, TASK_ARGUMENTS, make_detection_env
+from hsq_env.make import ENV_ARGUMENTS, RESTORATION_ARGUMENTS, TASK_ARGUMENTS, make_detection_env, make_restoration_env
 
-IDS = {"HSQ-ResNet50-v0": gym.spaces.Discrete(12), "HSQ-ResNet50-Continuous-v0": gym.spaces.Box(-1, 1, (2,))}
+IDS = {
+    "HSQ-ResNet50-v0": gym.spaces.Discrete(12),
+    "HSQ-ResNet50-Continuous-v0": gym.spaces.Box(-1, 1, (2,)),
+    "HSQ-DnCNN-v0": gym.spaces.Discrete(12),
+    "HSQ-EDSR-v0": gym.spaces.Discrete(12),
+    "HSQ-SRResNet-v0": gym.spaces.Discrete(12),
+}
 
 
 @pytest.mark.parametrize("name", sorted(IDS))
@@ -73,7 +80,7 @@ def test_importing_is_cheap() -> None:
         "print('torch' in sys.modules, 'stable_baselines3' in sys.modules, os.environ['OMP_WAIT_POLICY'],\n"
         "      sorted(i for i in gymnasium.registry if i.startswith('HSQ')))\n"
     )
-    assert done.stdout == "False False PASSIVE ['HSQ-ResNet50-Continuous-v0', 'HSQ-ResNet50-v0']\n", done.stderr
+    assert done.stdout == f"False False PASSIVE {sorted(IDS)}\n", done.stderr
 
 
 WORKER = """
@@ -111,3 +118,25 @@ def test_a_worker_where_nothing_was_imported_makes_the_environment(tiny: TinyTas
     assert done.returncode == 0, done.stderr
     expected = [step[1] for step in play(HSQEnv(tiny), [8, 3, 6, 1, 10, 5, 0])]
     assert done.stdout == f"{expected}\n"
+
+
+@pytest.mark.parametrize(("name", "layers"), [("HSQ-DnCNN-v0", 17), ("HSQ-EDSR-v0", 36)])
+def test_restorers_ship_with_teachers_for_the_embedded_photographs(name: str, layers: int) -> None:
+    few = {"search_images": 2, "pool_images": 2, "calibration_images": 2, "batch_size": 2, "patch": 16}
+    env = gym.make(name, finetune_steps=1, test_images=1, **few)
+    inner = env.unwrapped
+    assert isinstance(inner, HSQEnv) and len(inner.layers) == layers and inner.task.name == "photos"
+    env.reset(seed=0)
+    _, reward, terminated, _, info = env.step(0)
+    assert np.isfinite(reward) and not terminated and 0 < info["accuracy"] < 1.1
+
+
+def test_a_network_without_a_shipped_teacher_says_so() -> None:
+    with pytest.raises(InputError, match="give its file with --teacher FILE; dncnn, edsr ship with one"):
+        gym.make("HSQ-SRResNet-v0")
+
+
+def test_an_unknown_argument_of_a_restorer_is_named() -> None:
+    with pytest.raises(InputError, match="Unknown argument 'detector': known are task, dataset, network, teacher, "):
+        make_restoration_env(detector="fcos_resnet50")
+    assert {"patch", "batch_size"} <= set(RESTORATION_ARGUMENTS)

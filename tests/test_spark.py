@@ -201,10 +201,17 @@ class Located(TinyTask):
 def test_a_task_that_can_tell_errors_is_asked(tiny: TinyTask) -> None:
     task = Located(tiny)
     spark, seen = Spark(every=100), []
-    draw = spark.draw
-    spark.draw = lambda images, errors, *rest: (seen.append(errors[0]), draw(images, errors, *rest))[1]  # type: ignore
+    signals = spark.signals
+    spark.signals = lambda images, errors, *rest: (seen.append(errors[0]), signals(images, errors, *rest))[1]  # type: ignore
     tuned(task, spark, 2)
     assert [tuple(e.shape) for e in seen] == [(32, 2, 2)] * 2 and seen[0].any()
+
+
+def test_a_policy_that_has_learned_nothing_trains_as_uniform_distillation_does(tiny: TinyTask) -> None:
+    """The means are all alike at first, and draws that explore do not reach the student."""
+    student, uniform = tuned(tiny, Spark(every=100), 6), tuned(tiny, None, 6)
+    for a, b in zip(student.model.parameters(), uniform.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_state_goes_on_exactly(tiny: TinyTask) -> None:

@@ -103,25 +103,29 @@ class Spark:
         """What decides."""
         return self.reinforce.policy
 
-    def draw(
-        self,
-        images: Tensor,
-        errors: Sequence[Tensor],
-        student: Sequence[Distilled],
-        teacher: Sequence[Distilled],
-        generator: torch.Generator | None = None,
-    ) -> Draw:
-        """Weight maps for a batch.
+    def signals(
+        self, images: Tensor, errors: Sequence[Tensor], student: Sequence[Distilled], teacher: Sequence[Distilled]
+    ) -> Tensor:
+        """What the policy looks at, (N, 4, grid, grid).
 
         :param images: (N, C, H, W)
         :param errors: of the student against the ground truth, maps (N, H, W)
-        :param generator: of the draws, in place of its own
         """
         self.policy.to(images.device)
         with torch.no_grad():
             gaps = self.criterion.gaps(student, teacher)
-        signals = difficulty(images, errors, gaps, self.grid)
+        return difficulty(images, errors, gaps, self.grid)
+
+    def draw(self, signals: Tensor, generator: torch.Generator | None = None) -> Draw:
+        """Weight maps that explore while the policy learns; the means once it does not.
+
+        :param generator: of the draws, in place of its own
+        """
         return self.policy.draw(signals, (generator or self._generator) if self.learning else None)
+
+    def means(self, signals: Tensor) -> Tensor:
+        """Weight maps without exploring, (N, grid, grid)."""
+        return self.policy.draw(signals).weights
 
     def due(self) -> bool:
         """Count a training step; whether the policy has a lesson in it."""
