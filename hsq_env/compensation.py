@@ -64,7 +64,9 @@ class Moments:
         self._sums: list[Tensor] = []
 
     def add(self, columns: Tensor, rows: Tensor) -> None:
-        """:param columns: (groups, F, samples)
+        """Take note of samples.
+
+        :param columns: (groups, F, samples)
         :param rows: (groups, R, samples)
         """
         turned = columns.transpose(1, 2)
