@@ -223,14 +223,13 @@ def _take_steps(
 @torch.no_grad()
 def long_pace(student: Student, criterion: AKD) -> float:
     """``LONG_PACE`` times the root of the distillation loss on the calibration images, within bounds."""
-    task, losses, smallest = student.task, [], SMALLEST_LONG_PACE
+    task, losses = student.task, []
     teacher_stages = task.stages(task.teacher)
     for batch in task.calibration():
         teacher = task.distilled(run(teacher_stages, {"images": batch.images}))
         losses.append(criterion.loss(task.distilled(student.outputs(batch)), teacher))
-        if any(item.kind == "pixels" for item in teacher):
-            smallest = SMALLEST_IMAGE_PACE
     damage = torch.stack(losses).mean().clamp_min(0).sqrt().item()
+    smallest = SMALLEST_IMAGE_PACE if "pixels" in distilled_kinds(task) else SMALLEST_LONG_PACE
     return min(1.0, max(smallest, LONG_PACE * damage)) if math.isfinite(damage) else 1.0
 
 
