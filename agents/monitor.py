@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.find import Explorer
 from detectors.errors import InputError
+from hsq_env.accuracy import Scale, scale_of
 from hsq_env.file import load_hsq
 from hsq_env.make import Made, make_task
 from hsq_env.student import evaluate
@@ -18,14 +19,14 @@ TOLERANCE = 0.01  # of the teacher's metric, that new images may cost before a m
 class Verdict:
     """What a model is worth on new images.
 
-    :param teacher: the teacher's metric on them
+    :param scale: the teacher's metric on them, and that of the images as they come
     :param model: the model's
-    :param target: accuracy that it has to reach, model over teacher
+    :param target: accuracy that it has to reach (``hsq_env.accuracy``)
     :param claimed: accuracy that its run measured
     :param metric: its name
     """
 
-    teacher: float
+    scale: Scale
     model: float
     target: float
     claimed: float
@@ -33,8 +34,8 @@ class Verdict:
 
     @property
     def accuracy(self) -> float:
-        """Model over teacher."""
-        return self.model / self.teacher
+        """See ``hsq_env.accuracy``."""
+        return self.scale.accuracy(self.model)
 
     @property
     def meets(self) -> bool:
@@ -45,8 +46,8 @@ class Verdict:
         """For a person."""
         end = "the target is met." if self.meets else "the target is missed: search again with --retrain --out FOLDER."
         return (
-            f"{dataset}: {self.metric} {self.model:.4f}, teacher {self.teacher:.4f}, accuracy {self.accuracy:.4f}; "
-            f"asked {self.target:.4f}, its run had {self.claimed:.4f}; {end}"
+            f"{dataset}: {self.metric} {self.model:.4f}, teacher {self.scale.teacher:.4f}, "
+            f"accuracy {self.accuracy:.4f}; asked {self.target:.4f}, its run had {self.claimed:.4f}; {end}"
         )
 
 
@@ -58,7 +59,8 @@ def read_run(run: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads((run / "result.json").read_text())
         key = result["metric"].lower()
-        _ = result["teacher"][key], result["methods"]["hsq"][key], result["algo"], result["target_ratio"]
+        _ = result["teacher"][key], result["teacher"][f"untreated_{key}"], result["methods"]["hsq"][key]
+        _ = result["algo"], result["target_ratio"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} is not the folder of a finished search for one target ({error}).") from error
     return result
@@ -71,23 +73,22 @@ def monitor(
 
     :param run: folder of a finished search
     :param dataset: new data of the run's kind; the embedded data when None
-    :param target_accuracy: model over teacher; None for what the run measured less ``TOLERANCE``
+    :param target_accuracy: None for what the run measured less ``TOLERANCE``
     :return: the verdict, and the task on the new data
     :raises InputError: if the run or the data cannot be used
     """
     result = read_run(run)
     settings, key = {name: result[name] for name in ("patch",) if name in result}, result["metric"].lower()
     task = make_task(dataset, run / "teacher.safetensors", splits, **settings)
-    claimed = result["methods"]["hsq"][key] / result["teacher"][key]
-    teacher = evaluate(task, task.stages(task.teacher), "test")
-    if not teacher > 0:
-        raise InputError(f"The teacher of {run} finds nothing on {task.name}: train a teacher on this data.")
+    teacher = result["teacher"]
+    claimed = Scale(teacher[key], teacher[f"untreated_{key}"]).accuracy(result["methods"]["hsq"][key])
+    scale = scale_of(task, "test", evaluate(task, task.stages(task.teacher), "test"))
     model = task.spec.build_folded()
     load_hsq(run / "model.hsq", model)
     model.to(task.device).eval().requires_grad_(False)
     measured = evaluate(task, task.stages(model), "test")
     target = claimed - TOLERANCE if target_accuracy is None else target_accuracy
-    return Verdict(teacher, measured, target, claimed, task.metric_name), task
+    return Verdict(scale, measured, target, claimed, task.metric_name), task
 
 
 def explorer_from(run: Path, explorer: Explorer) -> Explorer:

@@ -16,6 +16,7 @@ from agents.find import Explorer
 from agents.provenance import machine, versions
 from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
+from hsq_env.accuracy import untreated_metric
 from hsq_env.env import HSQEnv
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import evaluate
@@ -46,7 +47,7 @@ def search(
     :param explorer: the agent and how it searches
     :param target_ratio: teacher bytes over student bytes; several for a plan each from one training; None lets the
         reward alone trade size for accuracy
-    :param target_accuracy: student over teacher on the search split; with it ``target_ratio`` is no hard budget but,
+    :param target_accuracy: ``hsq_env.accuracy`` on the search split; with it ``target_ratio`` is no hard budget but,
         like this, an aim, which the self-evaluation loop approaches by tuning alpha and beta
     :param finetune_steps: gradient steps of the long fine-tuning, the same for uniform plans
     :param finalists: plans that are fine-tuned at length; the best of them on the search split wins
@@ -79,7 +80,7 @@ def search(
         beta=beta,
         **env_arguments,
     )
-    say(f"teacher: {env.compressor.teacher_metric:.4f} on the search split, {env.teacher_bytes:,} bytes")
+    say(f"teacher: {env.compressor.scale.teacher:.4f} on the search split, {env.teacher_bytes:,} bytes")
     folder = RunFolder(out, several=len(env.budgets) > 1)
     log = SearchLog(say, folder, merit=explorer.merit)
     teacher_bytes = folder.write_teacher(task.teacher_file())
@@ -127,7 +128,12 @@ def search(
     key = task.metric_name.lower()
     result = {
         **header,
-        "teacher": {key: on_test, "bytes": teacher_bytes, f"search_{key}": env.compressor.teacher_metric},
+        "teacher": {
+            key: on_test,
+            "bytes": teacher_bytes,
+            f"search_{key}": env.compressor.scale.teacher,
+            f"untreated_{key}": untreated_metric(task, "test"),
+        },
         "methods": figures,
         "candidates": candidates if folder.several else candidates[str(targets[0])],
         **_record(log, explorer.algo, started),

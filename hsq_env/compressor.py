@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detectors.errors import InputError
+from hsq_env.accuracy import Scale, scale_of
 from hsq_env.choices import Choice
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.finetuning import BRIEF_RATES, LearningRates, akd_loss_and_divergence, finetune_block, float32_outputs
@@ -93,12 +94,7 @@ class Compressor:
         self._teacher_stages = task.stages(task.teacher)
         self._teacher_outputs = [self._distil(b) for b in task.finetuning()] if finetune_steps else []
         self._teacher_on_search = [self._distil(batch) for batch in task.evaluation("search")]
-        self.teacher_metric = evaluate(task, self._teacher_stages, "search")
-        if not self.teacher_metric > 0:
-            raise InputError(
-                f"The teacher of task '{task.name}' scores {self.teacher_metric:g} on the search split: "
-                "train it further or check that it belongs to this data."
-            )
+        self.scale = scale_of(task, "search", evaluate(task, self._teacher_stages, "search"))
         self.table = PrefixTable(int(table_megabytes * 1e6) if self.shortcuts.prefixes else 0)
         self.node = self._built = self.table.root
 
@@ -298,25 +294,19 @@ class Compressor:
         alpha = 0.0 if self.distillation == "spark" else alpha
         modules = self._student.modules_of(self.finetune_scope, index)
         picked = [(index * self.finetune_steps + i) % len(self._pool.batches) for i in range(self.finetune_steps)]
-        places = [(index, number) if weigh and self.policy is not None else None for number in range(len(picked))]
-        losses = [partial(self._loss, i, alpha, place) for i, place in zip(picked, places, strict=True)]
+        losses = [partial(self._loss, i, alpha, weigh) for i in picked]
         wanted = teach and self.policy is not None and self.policy.wants_lesson(index)
         afterwards = partial(self._note_lesson, picked[-1]) if wanted else lambda optimizer: None
         return finetune_block(
             self._student, modules, losses, self.rates, self.shortcuts.block_gradient, afterwards=afterwards
         )
 
-    def _loss(self, index: int, alpha: float, place: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        """The AKD loss on one batch of the pool, and its KL part.
-
-        :param place: the layer and the number of the minibatch, by which the policy draws; None to weigh alike
-        """
+    def _loss(self, index: int, alpha: float, weighted: bool) -> tuple[Tensor, Tensor]:
+        """The AKD loss on one batch of the pool, and its KL part, which the policy weighs if there is one."""
         batch = self._pool.batches[index]
         teacher = self._teacher_of(index)
         outputs = float32_outputs(self._forward(index), batch.images.device, self.bfloat16)
-        weigh = None
-        if place is not None and self.policy is not None:
-            weigh = partial(self.policy.weights, self.task, place)
+        weigh = partial(self.policy.weights, self.task) if weighted and self.policy is not None else None
         return akd_loss_and_divergence(self.task, self.criterion, alpha, outputs, batch, teacher, weigh)
 
     def _teacher_of(self, index: int) -> Sequence[Distilled]:
@@ -353,14 +343,14 @@ class Compressor:
     def judge(self) -> tuple[float, float]:
         """The student on the search split; NaN where outputs are no numbers.
 
-        :return: its metric over the teacher's, and the divergence between them: the KL part of the AKD loss with
-            ``JUDGING_WEIGHTS``
+        :return: its accuracy (``hsq_env.accuracy``), and the divergence from the teacher: the KL part of the AKD loss
+            with ``JUDGING_WEIGHTS``
         """
-        teacher = self.teacher_metric
+        scale = self.scale
         if not self.shortcuts.teacher:
-            teacher = evaluate(self.task, self._teacher_stages, "search")
+            scale = Scale(evaluate(self.task, self._teacher_stages, "search"), scale.untreated)
         metric, divergence = self._student_on_search_split()
-        return metric / teacher, divergence
+        return scale.accuracy(metric), divergence
 
     def _student_on_search_split(self) -> tuple[float, float]:
         stages, task = self._student.stages, self.task

@@ -1,7 +1,7 @@
 """Lessons for SPARK's policy in the middle of a training; the student is left as it was."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,27 +20,42 @@ def error_maps(task: Task, outputs: State, batch: Batch) -> Sequence[Tensor]:
     return [torch.zeros(len(batch.images), 1, 1, device=batch.images.device)]
 
 
+Gradients = Sequence[Tensor | None]  # of all parameters of an optimizer, in its order
+
+
 @dataclass(frozen=True)
 class Begun:
-    """A lesson that still lacks the step down a held-back loss.
+    """A lesson that still lacks the gradient of a held-back loss.
 
     :param draw: what the policy has drawn
     :param before: ``cell_losses`` as they are
     :param batch: whose places are weighed
     :param expected: the teacher's outputs
+    :param own: gradients of the batch's loss
     """
 
     draw: Draw
     before: Tensor
     batch: Batch
     expected: Sequence[Distilled]
+    own: Gradients = ()
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that it trains."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> Gradients:
+    """Copies of what stands in ``grad``."""
+    return [None if p.grad is None else p.grad.clone() for p in parameters_of(optimizer)]
 
 
 class LessonsInPassing:
     """Lessons that take from a training what it computes anyway.
 
-    A batch's draw and losses are those of its own step. The next step's batch is the one held back: its gradient is
-    there already, so that a lesson costs one forward pass.
+    A batch's draw, losses and gradient are those of its own step. The next step's batch is the one held back: its
+    gradient is there already, so that a lesson costs one forward pass.
 
     :param forward: a student's forward pass
     """
@@ -69,8 +84,10 @@ class LessonsInPassing:
     def after_backward(self, optimizer: torch.optim.Optimizer) -> None:
         """End the lesson of the step before with this one's gradient, which the optimizer has not followed yet."""
         if self._waiting is not None:
-            self._spark.learn(end(self._waiting, self._student, self._spark, optimizer, self._forward))
-        self._waiting, self._begun = self._begun, None
+            held_back = [p.grad for p in parameters_of(optimizer)]
+            self._spark.learn(end(self._waiting, self._student, self._spark, optimizer, self._forward, held_back))
+        self._waiting = None if self._begun is None else replace(self._begun, own=gradients_of(optimizer))
+        self._begun = None
 
 
 @torch.no_grad()
@@ -80,22 +97,23 @@ def end(
     spark: Spark,
     optimizer: torch.optim.Optimizer,
     forward: Callable[[Batch], State],
-    gradients: Sequence[Tensor | None] | None = None,
+    held_back: Gradients,
 ) -> Lesson:
-    """Take a step down a held-back loss, look at what it does to every place, and take it back.
+    """Take a step along ``grad(h) - r u``, see ``hsq_env.distillation.spark``, look at every place, and take it back.
 
     :param optimizer: Adam, whose learning rates and second moments say what a step is
-    :param gradients: of the held-back loss, for every parameter of the optimizer; by default what stands in ``grad``
+    :param held_back: gradients of the held-back loss h
     """
-    pairs = [(group["lr"], p) for group in optimizer.param_groups for p in group["params"]]
-    found = [p.grad for _, p in pairs] if gradients is None else gradients
-    originals = [p.clone() for _, p in pairs]
-    for (rate, p), gradient in zip(pairs, found, strict=True):
-        if gradient is not None:
-            p -= rate * _preconditioned(optimizer, p, gradient)
+    parameters = parameters_of(optimizer)
+    paces = _paces(optimizer)
+    directions = _apart(held_back, begun.own or [None] * len(parameters), paces, spark)
+    originals = [p.clone() for p in parameters]
+    for p, direction, pace in zip(parameters, directions, paces, strict=True):
+        if direction is not None:
+            p -= pace * direction
     outputs = student.task.distilled(forward(begun.batch))
     after = cell_losses(spark.criterion, outputs, begun.expected, spark.grid)
-    for (_, p), original in zip(pairs, originals, strict=True):
+    for p, original in zip(parameters, originals, strict=True):
         p.copy_(original)
     return Lesson(begun.draw, begun.before, after)
 
@@ -111,28 +129,48 @@ def lesson(
 ) -> Lesson:
     """A lesson by itself, with its own backward pass.
 
+    :param optimizer: just after its step on ``batch``, whose gradients are still in place
     :param forward: a student's forward pass
     :param teacher: what a batch's outputs are to be
     :param batch: whose places are weighed
     :param held_back: whose task loss is to fall
     """
     task = student.task
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     error = task.task_loss(forward(held_back), held_back)
-    gradients = torch.autograd.grad(error, parameters, allow_unused=True)
+    gradients = torch.autograd.grad(error, parameters_of(optimizer), allow_unused=True)
     expected = teacher(batch)
     with torch.no_grad():
         outputs = forward(batch)
         distilled = task.distilled(outputs)
         draw = spark.draw(spark.signals(batch.images, error_maps(task, outputs, batch), distilled, expected))
     before = cell_losses(spark.criterion, distilled, expected, spark.grid)
-    return end(Begun(draw, before, batch, expected), student, spark, optimizer, forward, gradients)
+    begun = Begun(draw, before, batch, expected, gradients_of(optimizer))
+    return end(begun, student, spark, optimizer, forward, gradients)
 
 
-def _preconditioned(optimizer: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient over the root of Adam's second moment (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1)."""
-    state, group = optimizer.state.get(parameter, {}), optimizer.param_groups[0]
-    if not state:
-        return gradient.sign()  # Adam's first step
-    corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-    return gradient / (corrected.sqrt() + group["eps"])
+def _apart(held_back: Gradients, own: Gradients, paces: Sequence[Tensor | float], spark: Spark) -> Gradients:
+    """The held-back gradient less the batch's own times the running share that both have in common."""
+    pairs = [(h, u, pace) for h, u, pace in zip(held_back, own, paces, strict=True) if h is not None and u is not None]
+    if not pairs:
+        return held_back
+    common = torch.stack([(pace * h * u).sum() for h, u, pace in pairs]).sum()
+    whole = torch.stack([(pace * u * u).sum() for _, u, pace in pairs]).sum()
+    share = spark.common_share((common / whole).item())
+    return [h if h is None or u is None else h - share * u for h, u in zip(held_back, own, strict=True)]
+
+
+def _paces(optimizer: torch.optim.Optimizer) -> list[Tensor | float]:
+    """Learning rates over the root of Adam's second moment (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1).
+
+    :return: for every parameter what its gradient is multiplied by; the learning rate alone before Adam's first step
+    """
+    found: list[Tensor | float] = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state.get(p, {})
+            if state:
+                corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+                found.append(group["lr"] / (corrected.sqrt() + group["eps"]))
+            else:
+                found.append(group["lr"])
+    return found

@@ -1,9 +1,8 @@
 """SPARK's policy in the environment's steps.
 
-It stays the same all through an episode and its draws follow the layer, so that equal choices in one episode give equal
-students, bit for bit; what it is to learn is noted on the way and learned when the next episode begins. After as many
-episodes as it may learn in it stays as it is and draws no more: its means are the weights, and visited prefixes count
-across episodes again.
+It stays the same all through an episode and students follow its means, so that equal choices in one episode give equal
+students, bit for bit; what it is to learn from its draws is noted on the way and learned when the next episode begins.
+After as many episodes as it may learn in it stays as it is, and visited prefixes count across episodes again.
 """
 
 import copy
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ LAYERS_PER_LESSON = 6
 
 @dataclass(frozen=True)
 class PolicyState:
-    """Everything that a policy's next draws and lessons depend on.
+    """Everything that a policy's weights and next lessons depend on.
 
     :param version: episodes in which it has learned
     :param spark: see ``Spark.state_dict``
@@ -58,20 +56,13 @@ class StepPolicy:
     def weights(
         self,
         task: Task,
-        place: tuple[int, int],
         outputs: State,
         batch: Batch,
         distilled: Sequence[Distilled],
         teacher: Sequence[Distilled],
     ) -> Tensor:
-        """Of the places of a minibatch, (N, grid, grid).
-
-        :param place: the layer and the number of the minibatch
-        """
-        (number,) = np.random.SeedSequence([self.seed, self.version, *place]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(number))
-        signals = self.spark.signals(batch.images, error_maps(task, outputs, batch), distilled, teacher)
-        return self.spark.draw(signals, generator).weights
+        """Of the places of a minibatch, (N, grid, grid): the policy's means."""
+        return self.spark.means(self.spark.signals(batch.images, error_maps(task, outputs, batch), distilled, teacher))
 
     def wants_lesson(self, layer: int) -> bool:
         """Every few layers, others in every episode."""
@@ -97,7 +88,7 @@ class StepPolicy:
     def load(self, state: PolicyState) -> bool:
         """Go on from there.
 
-        :return: whether its draws are others than they were
+        :return: whether its weights are others than they were
         """
         changed = state.version != self.version or any(
             not torch.equal(tensor, state.spark["reinforce"]["policy"][name])

@@ -119,6 +119,14 @@ class QuickMetric(Protocol):
 
 
 @runtime_checkable
+class Untreated(Protocol):
+    """What a task may add: the metric that images have before any network, above which accuracy begins."""
+
+    def untreated_metric(self, split: str) -> float:
+        """Of "search" or "test"."""
+
+
+@runtime_checkable
 class ErrorMaps(Protocol):
     """What a task may add: where the student is wrong. Without it SPARK's policy does not see errors."""
 

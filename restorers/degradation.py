@@ -34,3 +34,9 @@ def reduce(pixels: Pixels, scale: int) -> Pixels:
     """
     height, width = pixels.shape[0] // scale, pixels.shape[1] // scale
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def enlarge(pixels: Pixels, scale: int) -> Pixels:
+    """Bicubic enlargement by the same filter: what super-resolution is compared with."""
+    size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

@@ -14,7 +14,7 @@ from torch import Tensor
 from detectors.errors import InputError
 from detectors.fcos import Stage, State
 from detectors.task import Distillable
-from restorers.degradation import add_noise, crop_to_multiple, reduce
+from restorers.degradation import add_noise, crop_to_multiple, enlarge, reduce
 from restorers.images import PHOTOS, Photos, load_photos
 from restorers.metric import psnr, ssim
 from restorers.teacher import SHIPPED_TEACHERS, Restorer, RestorerSpec, load_teacher, restorer_stages, teacher_bytes
@@ -177,6 +177,17 @@ class RestorationTask:
     def metric(self, predictions: Sequence[Any], split: str) -> float:
         """Mean PSNR over images in dB; of the luminance without a border as wide as the scale for super-resolution."""
         return float(np.mean([psnr(*pair, **self._compared()) for some in predictions for pair in some]))
+
+    def untreated_metric(self, split: str) -> float:
+        """``metric`` of the noisy images as they are, of reduced ones after bicubic enlargement."""
+        batches = self.evaluation(split)
+        return self.metric([self.predictions({"restored": self._untreated(b)}, b) for b in batches], split)
+
+    def _untreated(self, batch: RestorationBatch) -> Tensor:
+        if self.spec.scale == 1:
+            return batch.images
+        small = [(image * 255).round().astype(np.uint8) for image in _images(batch.images)]
+        return torch.from_numpy(_tensor_ready(np.stack([enlarge(pixels, self.spec.scale) for pixels in small])))
 
     def structural_similarity(self, predictions: Sequence[Any]) -> float:
         """Mean SSIM over the same."""

@@ -54,7 +54,7 @@ def step(compressor: Compressor, choice: Choice, alpha: float = 0.3) -> Outcome:
 def test_accuracy_is_the_metric_over_the_teachers(tiny: TinyTask) -> None:
     compressor = Compressor(tiny)
     teacher = evaluate(tiny, tiny.stages(tiny.teacher), "search")
-    assert compressor.teacher_metric == teacher
+    assert compressor.scale.teacher == teacher
     assert compressor.judge() == (1.0, 0.0)
     accuracies = walk(compressor)
     assert accuracies[-1] == evaluate(tiny, compressor.student.stages, "search") / teacher

@@ -13,6 +13,7 @@ from agents.find import Explorer
 from agents.monitor import Verdict, explorer_from, monitor, read_run
 from agents.search import search
 from detectors.errors import InputError
+from hsq_env.accuracy import Scale
 
 QUIET: dict[str, Any] = {"say": lambda line: None, "finetune_steps": 2, "target_ratio": 7.0}
 
@@ -51,7 +52,7 @@ def test_the_same_images_give_what_the_run_measured(run: Path, new_images: list[
     result = json.loads((run / "result.json").read_text())
     verdict, _task = monitor(run, "photos", None, ("a", "b"))
     assert new_images == [("photos", run / "teacher.safetensors", ("a", "b"))]
-    assert (verdict.model, verdict.teacher) == (result["methods"]["hsq"]["map"], result["teacher"]["map"])
+    assert (verdict.model, verdict.scale.teacher) == (result["methods"]["hsq"]["map"], result["teacher"]["map"])
     assert verdict.accuracy == pytest.approx(verdict.claimed) and verdict.meets
     assert verdict.target == pytest.approx(verdict.claimed - 0.01)
     assert "the target is met." in verdict.sentence("photos")
@@ -66,8 +67,8 @@ def test_a_target_may_be_missed(run: Path, new_images: list[Any]) -> None:
 
 
 def test_verdicts_by_hand() -> None:
-    assert Verdict(teacher=0.8, model=0.76, target=0.95, claimed=0.97, metric="mAP").meets
-    assert not Verdict(teacher=0.8, model=0.759, target=0.95, claimed=0.97, metric="mAP").meets
+    assert Verdict(Scale(0.8), model=0.76, target=0.95, claimed=0.97, metric="mAP").meets
+    assert not Verdict(Scale(0.8), model=0.759, target=0.95, claimed=0.97, metric="mAP").meets
 
 
 def test_a_search_goes_on_with_the_old_policy_and_replay(tiny: TinyTask, run: Path, tmp_path: Path) -> None:

@@ -120,8 +120,25 @@ def test_the_metric_is_mean_psnr(task: RestorationTask) -> None:
     assert evaluate(task, task.stages(task.teacher), "test") == pytest.approx(np.mean(values), rel=1e-6)
 
 
-def test_an_episode_and_its_file(task: RestorationTask, tmp_path: Path) -> None:
+def test_untreated_images_score_too(task: RestorationTask) -> None:
+    """Noise of 25 leaves 20.17 dB where nothing is clipped; Pillow's filter enlarges."""
+    found = task.untreated_metric("test")
+    if task.spec.noise:
+        assert found == pytest.approx(20 * np.log10(255 / 25), abs=0.5)
+        return
+    values = []
+    for batch in task.evaluation("test"):
+        small, clean = (t[0].permute(1, 2, 0).double().numpy() for t in (batch.images, batch.targets))
+        enlarged = Image.fromarray((small * 255).round().astype(np.uint8)).resize(clean.shape[1::-1], Image.BICUBIC)
+        values.append(psnr(np.asarray(enlarged) / 255, clean, shave=2, y_only=True))
+    assert found == pytest.approx(np.mean(values), abs=1e-4)
+
+
+def test_an_episode_and_its_file(task: RestorationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same environment, the same file: what is read back restores the same images."""
+    with pytest.raises(InputError, match=r"where images as they come score \d\d\.\d"):
+        HSQEnv(task)  # the teacher has learned nothing
+    monkeypatch.setattr(RestorationTask, "untreated_metric", lambda self, split: 0.0)
     env = HSQEnv(task, alpha=0.3)
     check_env(env, skip_render_check=True)
     env.reset()

@@ -122,6 +122,49 @@ def test_rewards_add_up_to_the_measured_gain(preconditioner: float) -> None:
     assert rewards.sum().item() == pytest.approx(gain, rel=0.02)
 
 
+def test_rewards_are_of_updates_of_equal_length() -> None:
+    """As above, both updates cut to one length: a place gains nothing by making its batch's gradient longer."""
+    torch.manual_seed(0)
+    net, teacher = (nn.Conv2d(1, 1, 3, padding=1).double() for _ in range(2))
+    net.bias = None
+    images, held_back = noise(2, 1, 16, 16, dtype=torch.float64), noise(2, 1, 16, 16, seed=1, dtype=torch.float64)
+    target, criterion, start = noise(2, 1, 16, 16, seed=2, dtype=torch.float64), AKD(), net.weight.detach().clone()
+    weights = 1 + 1e-3 * noise(2, 8, 8, dtype=torch.float64)
+    weights = weights / weights.mean(dim=(1, 2), keepdim=True)
+    expected = [Distilled("x", "pixels", teacher(images).detach())]
+
+    def distilled() -> list[Distilled]:
+        return [Distilled("x", "pixels", net(images))]
+
+    def held_back_loss() -> Tensor:
+        return (net(held_back) - target).square().mean()
+
+    def gradient_of(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, [net.weight])[0]
+
+    own, other = gradient_of(criterion.loss(distilled(), expected)), gradient_of(held_back_loss())
+
+    def gain(update: Tensor) -> float:
+        net.weight.data = start - 1e-5 * update / update.norm() * own.norm()
+        result = held_back_loss().item()
+        net.weight.data = start.clone()
+        return result
+
+    measured = gain(own) - gain(gradient_of(criterion.loss(distilled(), expected, weights)))
+    before = cell_losses(criterion, distilled(), expected, 8)
+    net.weight.data = start - 1e-5 * (other - (other * own).sum() / (own * own).sum() * own)
+    rewards = place_rewards(weights, before, cell_losses(criterion, distilled(), expected, 8)).sum().item()
+    assert abs(measured) > 0 and rewards == pytest.approx(measured, rel=0.05)
+
+
+def test_the_common_share_is_a_running_mean_between_none_and_all() -> None:
+    spark = Spark()
+    assert spark.common_share(float("nan")) == 0.0
+    assert spark.common_share(0.5) == pytest.approx(0.5)
+    assert spark.common_share(0.1) == pytest.approx((0.9 * 0.1 * 0.5 + 0.1 * 0.1) / 0.19)
+    assert spark.common_share(1e6) == 1.0 and spark.common_share(-1e9) == 0.0
+
+
 def tuned(tiny: TinyTask, spark: Spark | None, steps: int) -> Student:
     student = Student(tiny, trace_layers(tiny))
     student.apply(random_plan(student.infos, seed=0))

@@ -66,11 +66,11 @@ class SpatialPolicy(nn.Module):
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(SIGNALS, channels, 3, padding=1),
+            nn.Conv2d(SIGNALS, channels, 3, padding=1, padding_mode="replicate"),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="replicate"),
             nn.ReLU(),
-            nn.Conv2d(channels, 1, 3, padding=1),
+            nn.Conv2d(channels, 1, 3, padding=1, padding_mode="replicate"),
         )
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)

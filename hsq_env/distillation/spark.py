@@ -4,13 +4,24 @@ The policy is rewarded with the student's gain on held-back images against an up
 measure that gain takes two updates and two forward passes, and gives a single number for thousands of decisions. To
 first order in the step it is a sum over places: the update ``-P sum_c w_c grad(l_c)`` of an optimizer with the
 preconditioner P lowers the held-back loss h by ``sum_c w_c grad(h) . P grad(l_c)``. One step down the held-back loss
-shows all of these products at once: ``grad(h) . P grad(l_c)`` is how much it lowers the loss l_c of every place. So one
-backward pass on held-back images and one forward pass reward every place by what its weight brought; in a long training
-the next step's backward pass is that one:
+shows all of these products at once: ``grad(h) . P grad(l_c)`` is how much it lowers the loss l_c of every place.
+
+Weights that favour places with large gradients make the update longer, which gains something wherever it points; but
+how long updates are is for the learning rate to say, and Adam divides the length out again. So the two updates are
+compared at equal length. With u the batch's whole gradient, the gain of a step of given length is ``grad(h) . P u``
+over the root of ``u . P u``, and its derivative by a weight is in proportion to
+
+    (grad(h) - r u) . P grad(l_c),    r = (grad(h) . P u) / (u . P u)
+
+where r is the share of a batch's gradient that other batches have in common with it, taken as a running mean. A place
+is rewarded for what it has in common with the held-back images, and pays for what its batch has alone. One step along
+``grad(h) - r u`` shows all of it: one backward pass on held-back images and one forward pass reward every place, and in
+a long training the next step's backward pass is that one:
 
     reward_c = (w_c - 1) (l_c(before) - l_c(after the step))
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +36,7 @@ from hsq_env.task import Distilled
 
 GRID = 8
 EVERY = 4  # training steps between two lessons
+COMMON_DECAY = 0.9  # of the running mean of the share that gradients have in common
 
 
 def cell_losses(criterion: AKD, student: Sequence[Distilled], teacher: Sequence[Distilled], grid: int) -> Tensor:
@@ -53,7 +65,7 @@ def place_rewards(weights: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
     :param weights: (N, grid, grid), mean 1 over every image
     :param before: ``cell_losses``, (N, grid, grid)
-    :param after: the same after a step down the held-back loss
+    :param after: the same after the step
     """
     return (weights - 1) * (before - after)
 
@@ -63,7 +75,7 @@ class Lesson:
     """What the policy is to learn from.
 
     :param draw: what it had drawn
-    :param before: ``cell_losses`` before a step down the held-back loss
+    :param before: ``cell_losses`` before the step that shows what places have in common with held-back images
     :param after: and after it
     """
 
@@ -91,6 +103,7 @@ class Spark:
     reinforce: Reinforce = field(init=False)
     log: list[dict[str, float]] = field(init=False, default_factory=list)
     _steps: int = field(init=False, default=0)
+    _common: tuple[float, float] = field(init=False, default=(0.0, 0.0))  # running mean and its total weight
 
     def __post_init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -132,6 +145,17 @@ class Spark:
         self._steps += 1
         return self.learning and self._steps % self.every == 0
 
+    def common_share(self, found: float) -> float:
+        """The running mean of the share r that a batch's gradient and a held-back one have in common, from 0 to 1.
+
+        :param found: this time; what is no number does not count
+        """
+        mean, total = self._common
+        if math.isfinite(found):
+            mean, total = (COMMON_DECAY * old + (1 - COMMON_DECAY) * new for old, new in ((mean, found), (total, 1.0)))
+            self._common = mean, total
+        return min(1.0, max(0.0, mean / total)) if total else 0.0
+
     def learn(self, lesson: Lesson) -> None:
         """One lesson, see ``place_rewards``."""
         rewards = place_rewards(lesson.draw.weights, lesson.before, lesson.after)
@@ -144,10 +168,11 @@ class Spark:
             "reinforce": self.reinforce.state_dict(),
             "generator": self._generator.get_state(),
             "steps": self._steps,
+            "common": self._common,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.reinforce.load_state_dict(state["reinforce"])
         self._generator.set_state(state["generator"])
-        self._steps = int(state["steps"])
+        self._steps, self._common = int(state["steps"]), tuple(state["common"])
