@@ -42,7 +42,7 @@ from hsq_env.states import run as run_stages
 from hsq_env.student import Student, predictions_of, trace_layers
 from hsq_env.task import Batch
 from restorers.images import load_photos
-from restorers.task import RestorationTask, restoration_task
+from restorers.task import RestorationBatch, RestorationTask, restoration_task
 from restorers.teacher import RestorerSpec, load_published
 
 RUNS, MAPS = RESULTS / "spark_runs.jsonl", RESULTS / "spark_maps.npz"
@@ -158,7 +158,7 @@ def mean_maps(spark: Spark, student: Student, batches: Sequence[Batch]) -> np.nd
 
 def energy_of(batches: Sequence[Any], grid: int) -> np.ndarray:
     """High-frequency energy per cell: the variance of the Laplacian, of clean images where there are some."""
-    clean = [batch.targets if hasattr(batch, "targets") else batch.images for batch in batches]
+    clean = [batch.targets if isinstance(batch, RestorationBatch) else batch.images for batch in batches]
     return np.concatenate([laplacian_variance(images, grid).cpu().numpy() for images in clean])
 
 

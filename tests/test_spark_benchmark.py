@@ -3,17 +3,21 @@
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_restoration_task import DENOISING, make
 
 import benchmarks.spark as bench
 from benchmarks.record import read_lines
-from benchmarks.spark import BENCHES, Run, correlation, plan_of_runs, summary
+from benchmarks.spark import BENCHES, Run, correlation, energy_of, plan_of_runs, summary
 from benchmarks.spark_figure import draw
 from benchmarks.statistics import interval
+from hsq_env.distillation.difficulty import laplacian_variance
+from restorers.task import RestorationBatch
 
 
 def line(method: str, seed: int, score: float) -> dict[str, Any]:
@@ -100,3 +104,11 @@ def test_the_overhead_is_of_both_ways(tiny_bench: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(runner, "train", lambda student, way, seed, steps: taken.append(way))
     runner.overhead()
     assert taken.count("akd") == taken.count("spark") == bench.ROUNDS + 1
+
+
+def test_energy_is_of_clean_images_where_there_are_some() -> None:
+    """A detector's batches have targets too, but those are no images."""
+    images, clean = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    noisy, boxes = RestorationBatch(images, clean), SimpleNamespace(images=images, targets=({"boxes": []},))
+    assert np.array_equal(energy_of([noisy], 8), laplacian_variance(clean, 8).numpy())
+    assert np.array_equal(energy_of([boxes], 8), laplacian_variance(images, 8).numpy())
