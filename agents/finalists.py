@@ -30,7 +30,7 @@ def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Studen
     student = Student(env.task, env.layers, env.student.activation_bits, env.student.pattern)
     apply_plan(student, plan)
     with tqdm(total=steps, desc=f"fine-tuning {label}", disable=None, leave=False) as bar:
-        bfloat16 = env.compressor.bfloat16
+        bfloat16 = env.compressor.repair.bfloat16
         if steps and not finetune_all(student, steps, on_step=lambda _: bar.update(), bfloat16=bfloat16):
             apply_plan(student, plan)
     return student

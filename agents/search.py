@@ -80,7 +80,7 @@ def search(
         beta=beta,
         **env_arguments,
     )
-    say(f"teacher: {env.compressor.scale.teacher:.4f} on the search split, {env.teacher_bytes:,} bytes")
+    say(f"teacher: {env.compressor.judge.scale.teacher:.4f} on the search split, {env.teacher_bytes:,} bytes")
     folder = RunFolder(out, several=len(env.budgets) > 1)
     log = SearchLog(say, folder, merit=explorer.merit)
     teacher_bytes = folder.write_teacher(task.teacher_file())
@@ -131,7 +131,7 @@ def search(
         "teacher": {
             key: on_test,
             "bytes": teacher_bytes,
-            f"search_{key}": env.compressor.scale.teacher,
+            f"search_{key}": env.compressor.judge.scale.teacher,
             f"untreated_{key}": untreated_metric(task, "test"),
         },
         "methods": figures,

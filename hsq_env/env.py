@@ -15,13 +15,14 @@ from hsq_env.actions import ACTION_SPACES, ALPHAS, ActionCodec
 from hsq_env.budget import Budget, nearest_allowed
 from hsq_env.checks import check_known, check_share
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
-from hsq_env.compressor import DISTILLATIONS, FINETUNE_SCOPES, POLICY_EPISODES, TABLE_MEGABYTES, Compressor
+from hsq_env.compressor import POLICY_EPISODES, TABLE_MEGABYTES, Compressor
 from hsq_env.env_state import EnvState
 from hsq_env.file import fixed_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
 from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
+from hsq_env.repair import DISTILLATIONS, FINETUNE_SCOPES
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
 from hsq_env.sensitivity import repaired_sensitivity, sensitivity
 from hsq_env.shortcuts import Shortcuts

@@ -60,7 +60,7 @@ def measure_repaired_sensitivity(compressor: Compressor, choices: Sequence[Choic
     :param alpha: share of the task loss in the repair
     :return: (layers, choices), as ``measure_sensitivity``
     """
-    own, task, criterion = compressor.fork(), compressor.task, compressor.judging
+    own, task, criterion = compressor.fork(), compressor.task, compressor.judge.criterion
     kept = KeptStates(task.calibration())
     teacher = _teacher_outputs(task, kept.batches)
     table = np.full((len(own.infos), len(choices)), np.nan)

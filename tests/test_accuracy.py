@@ -36,7 +36,9 @@ def test_steps_count_from_what_images_score_untreated(tiny: TinyTask) -> None:
     for task in (tiny, half):
         env = HSQEnv(task)
         env.reset()
-        seen.append(env.step(0)[4]["accuracy"] * (env.compressor.scale.teacher - env.compressor.scale.untreated))
+        seen.append(
+            env.step(0)[4]["accuracy"] * (env.compressor.judge.scale.teacher - env.compressor.judge.scale.untreated)
+        )
     assert seen[1] == pytest.approx(max(0.0, seen[0] - 0.5))
 
 

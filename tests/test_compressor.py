@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from detectors.errors import InputError
 from hsq_env.choices import Choice
-from hsq_env.compressor import FINETUNE_SCOPES, Compressor
+from hsq_env.compressor import Compressor
 from hsq_env.layers import CompressedLayer
 from hsq_env.prefixes import Outcome
+from hsq_env.repair import FINETUNE_SCOPES
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.student import evaluate
 
@@ -54,8 +55,8 @@ def step(compressor: Compressor, choice: Choice, alpha: float = 0.3) -> Outcome:
 def test_accuracy_is_the_metric_over_the_teachers(tiny: TinyTask) -> None:
     compressor = Compressor(tiny)
     teacher = evaluate(tiny, tiny.stages(tiny.teacher), "search")
-    assert compressor.scale.teacher == teacher
-    assert compressor.judge() == (1.0, 0.0)
+    assert compressor.judge.scale.teacher == teacher
+    assert compressor.judge.measure(compressor.student.stages) == (1.0, 0.0)
     accuracies = walk(compressor)
     assert accuracies[-1] == evaluate(tiny, compressor.student.stages, "search") / teacher
     assert len(set(accuracies)) > 2
@@ -114,7 +115,7 @@ def test_a_diverged_block_is_put_back(tiny: TinyTask, kind: str) -> None:
     assert bool(finite) is (kind == "loss")
     compressor.measure(Choice(4, 0.5), 0.3, finite)
     compressor.compress(Choice(2))
-    before, judged = parameters(compressor.student), compressor.judge()
+    before, judged = parameters(compressor.student), compressor.judge.measure(compressor.student.stages)
     stored = _stored(compressor)
     finite = compressor.finetune(0.3)
     assert not finite
@@ -136,7 +137,7 @@ def test_outputs_that_are_no_numbers_have_no_accuracy(tiny: TinyTask) -> None:
     layer = compressor.student.layers[6]
     assert isinstance(layer, CompressedLayer) and layer.bias is not None
     layer.bias.fill_(math.inf)
-    assert all(map(math.isnan, compressor.judge()))
+    assert all(map(math.isnan, compressor.judge.measure(compressor.student.stages)))
 
 
 def test_a_model_without_layers_is_refused(tiny: TinyTask) -> None:

@@ -20,9 +20,9 @@ from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask, detection_task
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze, load_teacher, teacher_bytes
 from hsq_env.choices import Choice
-from hsq_env.compressor import quick_form
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
+from hsq_env.judge import quick_form
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.states import run
 from hsq_env.student import Student, trace_layers

@@ -262,7 +262,7 @@ def test_the_reported_ratio_is_that_of_the_files(
     assert 0.99 * written <= info["ratio"] <= written
     model = TinyNet().requires_grad_(False)
     load_hsq(tmp_path / "model.hsq", model)
-    assert evaluate(tiny, tiny.stages(model), "search") / env.compressor.scale.teacher == info["accuracy"]
+    assert evaluate(tiny, tiny.stages(model), "search") / env.compressor.judge.scale.teacher == info["accuracy"]
 
 
 def test_undecided_layers_count_in_float32(env: HSQEnv) -> None:

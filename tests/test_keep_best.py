@@ -78,7 +78,7 @@ def test_the_kept_file_is_the_student_that_was_measured(tiny: TinyTask, tmp_path
     (tmp_path / "model.hsq").write_bytes(kept.content)
     model = TinyNet().requires_grad_(False)
     assert load_hsq(tmp_path / "model.hsq", model).plan() == kept.plan
-    assert evaluate(tiny, tiny.stages(model), "search") / inner.compressor.scale.teacher == accuracy
+    assert evaluate(tiny, tiny.stages(model), "search") / inner.compressor.judge.scale.teacher == accuracy
 
 
 def test_every_target_has_a_best_of_its_own(tiny: TinyTask) -> None:

@@ -83,7 +83,7 @@ class Switched(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, clean: HSQEnv, noisy: HSQEnv, first: int, last: int) -> None:
         super().__init__(clean)
         self.clean, self.noisy, self.first, self.last, self.episode = clean, noisy, first, last, 0
-        noisy.compressor.scale = clean.compressor.scale
+        noisy.compressor.judge.scale = clean.compressor.judge.scale
 
     def reset(self, **arguments: Any) -> Any:
         self.episode += 1

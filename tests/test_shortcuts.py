@@ -122,7 +122,7 @@ def test_a_known_episode_computes_nothing_until_the_student_is_wanted(
     env.reset()
     with monkeypatch.context() as patch:
         patch.setattr(type(env.compressor), "_compress", None)
-        patch.setattr(type(env.compressor), "_student_on_search_split", None)
+        patch.setattr(type(env.compressor.judge), "measure", None)
         steps = [look(env.step(action)) for action in first]
     assert steps == expected[1:-2]
     wanted = make(tiny, Shortcuts(prefixes=False))
@@ -300,12 +300,12 @@ def test_no_step_waits_for_a_device(tiny: TinyTask, monkeypatch: pytest.MonkeyPa
     student = compressor._student
     student.model.to("meta")
     student._bind()
-    for kept in (compressor._search, compressor._pool):
+    for kept in (compressor.judge.kept, compressor.repair.kept):
         kept.batches = [TinyBatch(b.images.to("meta"), b.labels.to("meta")) for b in kept.batches]  # type: ignore[attr-defined]
         kept.reset()
-    compressor._teacher_outputs = [
+    compressor.repair.expected = [
         [type(item)(item.name, item.kind, item.tensor.to("meta")) for item in outputs]  # type: ignore[call-arg]
-        for outputs in compressor._teacher_outputs
+        for outputs in compressor.repair.expected
     ]
     with pytest.raises(RuntimeError, match="meta"):
         torch.ones((), device="meta").item()
@@ -313,9 +313,9 @@ def test_no_step_waits_for_a_device(tiny: TinyTask, monkeypatch: pytest.MonkeyPa
         decision = Decision(env.choices[action], 0.3)
         compressor.node = compressor._built = compressor.table.add(compressor.node, decision, None)
         compressor._compress(index, env.choices[action])
-        finite = compressor._finetune(index, 0.3)
+        finite = compressor.repair.run(student, index, 0.3)
         assert finite.device.type == "meta"
-        state = compressor._search.state(student.stages, 0)
-        assert compressor._search.route.finish(student.stages, state)["logits"].device.type == "meta"
+        state = compressor.judge.kept.state(student.stages, 0)
+        assert compressor.judge.kept.route.finish(student.stages, state)["logits"].device.type == "meta"
         compressor._finish(compressor.node)
     assert sum(node.weights is not None for node in compressor.table) == 4
