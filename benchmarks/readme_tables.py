@@ -58,7 +58,58 @@ def speed_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-TABLES = {"speed.json": speed_table}
+def _cell(figures: dict[str, Any], worth: float) -> str:
+    """What is lost: the interquartile mean, the interval of three seeds or more, and how many there are."""
+    teacher = figures["iqm"] * worth + figures["lost"]  # in the unit of what is lost
+    lost = f"{figures['lost']:.2f}"
+    if len(figures["seeds"]) >= 3:
+        high, low = (teacher - worth * bound for bound in figures["ci"])
+        lost += f" ({low:.2f} to {high:.2f})"
+    return f"{lost}, {len(figures['seeds'])}"
+
+
+def _grid(corner: str, rows: dict[str, dict[str, str]]) -> list[str]:
+    """Cells by row and column, blank where there are none."""
+    columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+    head = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    return head + [f"| {title} | {' | '.join(cells.get(c, '') for c in columns)} |" for title, cells in rows.items()]
+
+
+def search_table(result: dict[str, Any]) -> str:
+    """The comparison of searches: points of mAP lost, by method and target."""
+    rows: dict[str, dict[str, str]] = {}
+    for target, methods in result["embedded"].items():
+        column = f"{target}x" if target[0].isdigit() else f"{max(m['ratio'] for m in methods.values()):.1f}x"
+        for method, figures in methods.items():
+            rows.setdefault(f"`{method}`", {})[column] = _cell({**figures, "lost": figures["points_lost"]}, 100)
+    return "\n".join(_grid("points lost, seeds", rows))
+
+
+WAYS = {
+    "ptq": "rounding alone",
+    "qat": "ground truth",
+    "qat_kd": "uniform distillation",
+    "qat_spark": "SPARK",
+    "wavelet": "wavelet distillation",
+    "attention": "attention distillation",
+}
+
+
+def spark_table(result: dict[str, Any]) -> str:
+    """The comparison of trainings: dB or points of mAP lost, by network, bits and way."""
+    rows: dict[str, dict[str, str]] = {}
+    for network in (name for name in ("dncnn", "edsr", "detector") if name in result):
+        worth = 100 if network == "detector" else 1
+        unit = "points" if network == "detector" else "dB"
+        for bits, ways in result[network].items():
+            cells = {
+                WAYS[way]: _cell({**ways[way], "lost": worth * ways[way]["lost"]}, worth) for way in WAYS if way in ways
+            }
+            rows[f"{network} {bits}, {unit}"] = cells
+    return "\n".join(_grid("lost, seeds", rows))
+
+
+TABLES = {"speed.json": speed_table, "search.json": search_table, "spark.json": spark_table}
 
 
 def with_tables(text: str) -> str:
