@@ -63,14 +63,23 @@ def evaluate_file(file: Path, dataset: str | None, split: str, splits: Sequence[
     :param dataset: the embedded data of the model's kind when None
     :raises InputError: if the file or the data cannot be used
     """
-    description = read_header(file).model
-    make = _restoration if "restorer" in description else _detection
-    task = make(file, description, dataset, splits)
+    task = model_task(file, dataset, splits)
     score, size = evaluate(task, task.stages(task.teacher), split), file.stat().st_size
     result = {"file": str(file), "dataset": task.name, "split": split, task.metric_name.lower(): score, "bytes": size}
     teacher = file.parent / "teacher.safetensors"
     ratio = {"ratio": teacher.stat().st_size / size} if teacher.is_file() else {}
     return {**result, **ratio, "metric": task.metric_name}
+
+
+def model_task(file: Path, dataset: str | None, splits: Sequence[str] | None = None) -> Made:
+    """A task whose teacher is a ``.hsq`` file's model.
+
+    :param dataset: the embedded data of the model's kind when None
+    :raises InputError: if the file or the data cannot be used
+    """
+    description = read_header(file).model
+    make = _restoration if "restorer" in description else _detection
+    return make(file, description, dataset, splits)
 
 
 def _detection(file: Path, description: dict[str, Any], dataset: str | None, splits: Sequence[str] | None) -> Made:
@@ -108,6 +117,17 @@ def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
     ratio = f", {result['ratio']:.2f}x" if "ratio" in result else ""
     where, metric = f"{result['dataset']} ({result['split']})", result["metric"]
     print(f"{result['file']}: {metric} {result[metric.lower()]:.4f} on {where}, {result['bytes']:,} bytes{ratio}")
+
+
+def print_exported(exported: dict[str, Any], as_json: bool) -> None:
+    """One line, or JSON."""
+    if as_json:
+        print(json.dumps(exported))
+        return
+    compared = f"{exported['metric']} {exported['runtime']:.4f} in onnxruntime, {exported['student']:.4f} in PyTorch"
+    print(f"wrote {exported['onnx']}, {exported['bytes']:,} bytes ({exported['hsq_bytes']:,} as .hsq): {compared}")
+    if not exported["agrees"]:
+        print("The two are further apart than they should be: do not use this file.")
 
 
 def print_info(file: Path, as_json: bool) -> None:

@@ -57,7 +57,7 @@ def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_every_hsq_command_of_the_readme_exists() -> None:
-    from agents.cli import COMMANDS
+    from agents.commands import COMMANDS
 
     used = set(re.findall(r"^hsq (\w+)", README.read_text(), re.MULTILINE))
     assert used and used <= set(COMMANDS)

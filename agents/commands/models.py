@@ -1,0 +1,119 @@
+"""Commands for a finished model: ``hsq monitor``, ``evaluate``, ``export``, ``info``."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from detectors.errors import InputError
+
+EXIT_MISSED = 1
+
+
+def monitor(
+    run: Annotated[Path, tyro.conf.Positional],
+    dataset: str | None = None,
+    target_accuracy: float | None = None,
+    splits: tuple[str, ...] | None = None,
+    retrain: bool = False,
+    out: Path | None = None,
+    episodes: int = 5,
+    evaluations: int | None = None,
+    finetune_steps: int = 300,
+) -> None:
+    """Measure a finished model on new images and, if asked to, search again from the old policy and replay.
+
+    Exit code 0 if the target is met or a new search has ended, 1 if the target is missed.
+
+    Example: hsq monitor runs/photos --dataset new_photos/ --retrain --out runs/new_photos
+
+    :param run: folder of a finished search
+    :param dataset: new data of the run's kind, whose test split is measured; the embedded data if not given
+    :param target_accuracy: the metric over the teacher's; by default what the run measured less 0.01
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
+    :param retrain: search again on the new data if the target is missed
+    :param out: a new or empty folder for that search
+    :param episodes: of that search
+    :param evaluations: students that it may measure
+    :param finetune_steps: gradient steps after it
+    """
+    from agents.find import Explorer
+    from agents.monitor import explorer_from, read_run
+    from agents.monitor import monitor as measure
+    from agents.report import print_table
+    from agents.run_folder import check_new_folder
+    from agents.search import search as run_search
+
+    if retrain:
+        if out is None:
+            raise InputError("--retrain needs a folder for the new search: give --out FOLDER.")
+        check_new_folder(out)
+        explorer = explorer_from(run, Explorer(episodes=episodes, evaluations=evaluations))
+    verdict, task = measure(run, dataset, target_accuracy, splits)
+    print(verdict.sentence(task.name))
+    if verdict.meets:
+        return
+    if not retrain or out is None:
+        raise SystemExit(EXIT_MISSED)
+    settings = {key: value for key, value in read_run(run).items() if key in ("target_ratio", "reward", "beta")}
+    result = run_search(task, out, explorer, finetune_steps=finetune_steps, model=task.spec.name, **settings)
+    print_table(result, out)
+
+
+def evaluate(
+    file: Annotated[Path, tyro.conf.Positional],
+    dataset: str | None = None,
+    split: Literal["search", "test"] = "test",
+    splits: tuple[str, ...] | None = None,
+    json: bool = False,
+) -> None:
+    """Measure bytes and mAP or PSNR of a .hsq file again.
+
+    :param file: model.hsq of a search
+    :param dataset: data of the model's kind; the embedded data if not given
+    :param split: "test", or "search" for the whole split that rewards come from
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
+    :param json: print JSON
+    """
+    from agents.report import evaluate_file, print_evaluation
+
+    print_evaluation(evaluate_file(file, dataset, split, splits), as_json=json)
+
+
+def export(
+    file: Annotated[Path, tyro.conf.Positional],
+    onnx: Path,
+    dataset: str | None = None,
+    splits: tuple[str, ...] | None = None,
+    json: bool = False,
+) -> None:
+    """Write a .hsq file's network as ONNX, for any runtime, and measure it beside the student in onnxruntime.
+
+    Exit code 1 if the two figures are further apart than 0.2 points of mAP or 0.01 dB.
+
+    Example: hsq export runs/photos/model.hsq --onnx photos.onnx --dataset photos/
+
+    :param file: model.hsq of a search
+    :param onnx: the file to write
+    :param dataset: data of the model's kind, on whose test split both are measured; the embedded data if not given
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
+    :param json: print JSON
+    """
+    from agents.export import export as write
+    from agents.report import print_exported
+
+    exported = write(file, onnx, dataset, splits)
+    print_exported(exported.to_json(), as_json=json)
+    if not exported.agrees:
+        raise SystemExit(EXIT_MISSED)
+
+
+def info(file: Annotated[Path, tyro.conf.Positional], json: bool = False) -> None:
+    """Print the plan of a .hsq file.
+
+    :param file: model.hsq of a search
+    :param json: print JSON
+    """
+    from agents.report import print_info
+
+    print_info(file, as_json=json)

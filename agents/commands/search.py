@@ -1,0 +1,134 @@
+"""``hsq search``."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def search(
+    out: Path,
+    dataset: str | None = None,
+    detector: str | None = None,
+    teacher: Path | None = None,
+    splits: tuple[str, ...] | None = None,
+    algo: str = "dqn",
+    episodes: int | None = None,
+    evaluations: int | None = None,
+    time_budget: float | None = None,
+    target_ratio: float = 8.0,
+    pareto: tuple[float, ...] | None = None,
+    target_accuracy: float | None = None,
+    seed: int = 0,
+    finetune_steps: int = 300,
+    finalists: int = 2,
+    step_minibatches: int = 2,
+    workers: int = 1,
+    warm_start: tuple[str, ...] = ("ilp_loads",),
+    return_to_best: bool = True,
+    surrogate: bool = True,
+    table_megabytes: float = 128.0,
+    search_images: int = 64,
+    pool_images: int = 64,
+    calibration_images: int = 16,
+    reward: str = "divergence",
+    alpha: float = 0.0,
+    beta: float | None = None,
+    observe_repaired: bool = False,
+    activation_bits: int | None = 8,
+    sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
+    distillation: Literal["akd", "spark", "akd+spark"] = "akd",
+    patch: int = 48,
+    bfloat16: bool = False,
+) -> None:
+    """Find a small version of a trained detector or restorer.
+
+    Writes OUT/result.json, plan.json, model.hsq, policy.zip, teacher.safetensors, baselines/ and TensorBoard logs.
+
+    Example: hsq search --dataset photos/ --teacher photos.safetensors --target-ratio 10 --out runs/photos
+
+    :param out: a new or empty folder
+    :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; by
+        default the embedded data of the teacher's kind
+    :param detector: name that the teacher must have; any if not given; the restorers dncnn and edsr ship with one
+    :param teacher: a detector's, written by 'hsq teacher', or a restorer's; the shipped detector if not given
+    :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
+    :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg; a baseline: uniform, random, greedy, ilp,
+        ilp_repaired, ilp_loads, tpe, nsga2, local; or module:factory of your own
+    :param episodes: each decides every layer once; the paper uses 1000; 5 if nothing limits the search
+    :param evaluations: students that may be measured in the search, one for each new step
+    :param time_budget: seconds of the agent's training, whichever ends first
+    :param target_ratio: teacher bytes over student bytes
+    :param pareto: several target ratios for a plan each from one training, in place of one
+    :param target_accuracy: the metric over the teacher's; with it the target ratio is no hard limit but, like this, an
+        aim that the self-evaluation loop approaches by tuning alpha and beta between windows of episodes
+    :param seed: of the agent and of the long fine-tuning
+    :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
+    :param finalists: plans that are fine-tuned; the best on the search split wins
+    :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
+    :param workers: environments side by side, each in a process of its own with one thread
+    :param warm_start: baselines whose plans the agent starts from; ilp_repaired and ilp_loads measure every choice once
+        with a repair, which takes 3 minutes on the embedded task and an hour at full width on one core
+    :param return_to_best: episodes follow the best plan so far up to a random layer, which costs nothing
+    :param surrogate: between episodes, practise in a learned model of damages and try what it proposes
+    :param table_megabytes: memory of each worker for plans' beginnings that were measured before
+    :param search_images: images that rewards look at
+    :param pool_images: training images that the brief fine-tuning takes its minibatches from
+    :param calibration_images: training images for activation ranges and sensitivities
+    :param reward: divergence, paper, paper-literal, size or terminal
+    :param alpha: share of the ground-truth loss in the steps' fine-tuning
+    :param beta: weight of accuracy in the reward; 1 if not given, since the target ratio bounds the size already
+    :param observe_repaired: show agents what is left of each choice's damage after a repair
+    :param activation_bits: of every layer's input; None for float32
+    :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
+    :param distillation: akd; akd+spark, in which a policy weighs its places; spark, the same without a task loss
+    :param patch: side of a restorer's patches in the restored image, in pixels
+    :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
+    """
+    from agents.find import Explorer
+    from agents.report import print_table
+    from agents.run_folder import check_new_folder
+    from agents.search import search as run_search
+    from hsq_env.make import make_task
+
+    check_new_folder(out)
+    task = make_task(
+        dataset,
+        teacher,
+        splits,
+        detector,
+        patch,
+        search_images=search_images,
+        pool_images=pool_images,
+        calibration_images=calibration_images,
+        seed=seed,
+    )
+    result = run_search(
+        task,
+        out,
+        Explorer(
+            algo,
+            seed,
+            5 if episodes is None and evaluations is None and time_budget is None else episodes,
+            evaluations,
+            time_budget,
+            workers,
+            warm_start,
+            return_to_best,
+            surrogate,
+        ),
+        target_ratio=pareto or target_ratio,
+        target_accuracy=target_accuracy,
+        finetune_steps=finetune_steps,
+        finalists=finalists,
+        model=task.spec.name,
+        distillation=distillation,
+        step_minibatches=step_minibatches,
+        table_megabytes=table_megabytes,
+        reward=reward,
+        alpha=alpha,
+        beta=beta,
+        observe_repaired=observe_repaired,
+        activation_bits=activation_bits,
+        sparsity_pattern=sparsity_pattern,
+        bfloat16=bfloat16,
+    )
+    print_table(result, out)

@@ -1,0 +1,227 @@
+"""ONNX files: a compressed network for any runtime.
+
+Weights are initializers of as many bits as the plan gives them, turned back by DequantizeLinear with a scale per output
+channel; activations pass QuantizeLinear and DequantizeLinear where the student rounds them. Pruned weights are zeros.
+The balanced levels of 2-bit weights, {-1.5, -0.5, 0.5, 1.5} scales, are codes {-2, -1, 0, 1} plus half a scale; where
+some are pruned they are {-3, -1, 1, 3} half scales beside zero, which take 4 bits.
+"""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from hsq_env.layers import CompressedLayer
+from hsq_env.quantizers import ActivationRange, weight_levels
+from hsq_env.states import run
+from hsq_env.task import Stage
+
+EXPORTED_OPSET = 18  # of the network before weights are replaced
+SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
+OPSETS = {8: 21, 4: 21, 2: 25}  # the first in which they are known
+Stages = Callable[[nn.Module], Sequence[Stage]]
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """How a layer's weights are held.
+
+    :param codes: int8, of the weight's shape
+    :param scale: float32, per output channel
+    :param bits: of a code
+    :param shift: added to a code's value, in scales
+    """
+
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bits: int
+    shift: float
+
+    @classmethod
+    def of(cls, layer: CompressedLayer) -> "StoredWeight":
+        """What a layer with a choice computes with."""
+        assert layer.choice is not None and layer.codes is not None
+        levels, codes = weight_levels(layer.choice), layer.codes.cpu().numpy()
+        scale, bits = layer.scale().detach().float().cpu().numpy(), layer.choice.bits
+        if layer.mask is None:
+            return cls(codes, scale, bits, levels.offset)
+        mask = layer.mask.cpu().numpy()
+        if levels.offset == 0:
+            return cls(np.where(mask, codes, 0).astype(np.int8), scale, bits, 0.0)
+        return cls(np.where(mask, 2 * codes + 1, 0).astype(np.int8), (scale / 2).astype(np.float32), 4, 0.0)
+
+
+class RawOutputs(nn.Module):
+    """A network from images to the tensors that its last stage puts out.
+
+    :param stages: makes the forward pass of ``model``
+    """
+
+    def __init__(self, model: nn.Module, stages: Stages) -> None:
+        super().__init__()
+        self.model, self._stages = model, stages(model)
+
+    def state(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        found = run(self._stages, {"images": images})
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The same in order."""
+        return tuple(self.state(images).values())
+
+
+def onnx_bytes(model: nn.Module, stages: Stages, images: Tensor) -> bytes:
+    """The content of an ONNX file with the input "images" and the last stage's outputs by name.
+
+    :param model: with layers that carry choices, as ``load_hsq`` leaves it
+    :param stages: makes the forward pass of a model
+    :param images: (N, C, H, W), any on which the network runs; the file takes others too
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer) and m.choice is not None}
+    graph = _Graph(_exported(model, stages, images))
+    for name, layer in layers.items():
+        graph.store_weight(f"model.{name}.weight", StoredWeight.of(layer))
+        graph.quantize_inputs(f"model.{name}.weight", layer.activations)
+    return graph.finished()
+
+
+@torch.no_grad()
+def _exported(model: nn.Module, stages: Stages, images: Tensor) -> onnx.ModelProto:
+    """The network as it computes outside of fine-tuning, with float weights under the names of its parameters."""
+    plain = copy.deepcopy(model).cpu().eval()
+    for layer in plain.modules():
+        if isinstance(layer, CompressedLayer) and layer.choice is not None:
+            weight, bias = layer.weight_and_bias()
+            layer.weight.copy_(weight)
+            if bias is not None and layer.bias is not None:
+                layer.bias.copy_(bias)
+            layer.forget()
+    network, file = RawOutputs(plain, stages), io.BytesIO()
+    images = images.cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's age, and of shapes that are constants: they are meant to be
+        torch.onnx.export(
+            network,
+            (images,),
+            file,  # type: ignore[arg-type]  # torch: takes any binary file
+            dynamo=False,
+            opset_version=EXPORTED_OPSET,
+            do_constant_folding=False,  # it would rename weights
+            input_names=["images"],
+            output_names=list(network.state(images)),
+            dynamic_axes={"images": {0: "batch", 2: "height", 3: "width"}},
+        )
+    return onnx.load_from_string(file.getvalue())
+
+
+class _Graph:
+    """A network's graph whose weights and inputs are replaced one after the other."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model, self.bits = model, {8}
+        self.nodes = list(model.graph.node)
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._before: dict[int, list[onnx.NodeProto]] = {}  # new nodes by the id of the node that they stand before
+        self._first: list[onnx.NodeProto] = []
+        self._count = 0
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"q{self._count}"
+
+    def _constant(self, tensor: onnx.TensorProto) -> str:
+        tensor.name = self._name()
+        self.weights[tensor.name] = tensor
+        return tensor.name
+
+    def _number(self, value: float) -> str:
+        return self._constant(numpy_helper.from_array(np.array(value, np.float32)))
+
+    def store_weight(self, name: str, stored: StoredWeight) -> None:
+        """Put codes in the place of a float initializer; every node that reads it reads them."""
+        self.bits.add(stored.bits)
+        del self.weights[name]
+        tensor = helper.make_tensor("", SIGNED[stored.bits], stored.codes.shape, packed(stored), raw=True)
+        scale = self._constant(numpy_helper.from_array(stored.scale))
+        dequantized = name if not stored.shift else self._name()
+        inputs = [self._constant(tensor), scale]
+        self._first.append(helper.make_node("DequantizeLinear", inputs, [dequantized], axis=0))
+        if stored.shift:
+            shift = (stored.shift * stored.scale).reshape(-1, *[1] * (stored.codes.ndim - 1))
+            moved = self._constant(numpy_helper.from_array(shift.astype(np.float32)))
+            self._first.append(helper.make_node("Add", [dequantized, moved], [name]))
+
+    def quantize_inputs(self, weight: str, ranges: Sequence[ActivationRange]) -> None:
+        """Round what is multiplied with a weight, call by call in the order of the forward pass."""
+        for node, given in zip(list(self._readers(weight)), ranges, strict=bool(ranges)):
+            new, source = self._before.setdefault(id(node), []), node.input[0]
+            if given.bits < 8:  # onnxruntime 1.31 makes invalid graphs of activations with types of fewer bits
+                limits = [(code - given.zero_point) * given.scale for code in (0, 2**given.bits - 1)]
+                clipped = self._name()
+                new.append(helper.make_node("Clip", [source, *map(self._number, limits)], [clipped]))
+                source = clipped
+            zero = self._constant(helper.make_tensor("", TensorProto.UINT8, (), bytes([given.zero_point]), raw=True))
+            constants, codes, node.input[0] = [self._number(given.scale), zero], self._name(), self._name()
+            new.append(helper.make_node("QuantizeLinear", [source, *constants], [codes]))
+            new.append(helper.make_node("DequantizeLinear", [codes, *constants], [node.input[0]]))
+
+    def _readers(self, weight: str) -> Iterator[onnx.NodeProto]:
+        """Nodes that multiply with a weight, as it is or turned over."""
+        for node in self.nodes:
+            if weight not in node.input:
+                continue
+            if node.op_type == "Transpose":
+                yield from self._readers(node.output[0])
+            else:
+                yield node
+
+    def finished(self) -> bytes:
+        """The file."""
+        ordered = [*self._first, *(new for node in self.nodes for new in (*self._before.get(id(node), []), node))]
+        for node in ordered:
+            node.name = node.doc_string = ""
+        converted = onnx.ModelProto()
+        converted.CopyFrom(self.model)
+        del converted.graph.node[:], converted.graph.initializer[:], converted.graph.value_info[:]
+        converted.graph.node.extend(ordered)
+        converted.graph.initializer.extend(self.weights.values())
+        opset = helper.make_opsetid("", max(OPSETS[bits] for bits in self.bits))
+        del converted.opset_import[:]
+        converted.opset_import.append(opset)
+        converted.ir_version = helper.find_min_ir_version_for([opset])
+        onnx.checker.check_model(converted)
+        return converted.SerializeToString()
+
+
+def packed(stored: StoredWeight) -> bytes:
+    """Codes as ONNX holds them: two's complement, the first of a byte in its lowest bits, padded to a whole byte."""
+    per_byte = 8 // stored.bits
+    flat = stored.codes.reshape(-1).view(np.uint8) & (2**stored.bits - 1)
+    padded = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte).astype(np.uint16)
+    return (padded << (stored.bits * np.arange(per_byte, dtype=np.uint16))).sum(axis=1).astype(np.uint8).tobytes()
+
+
+Outputs = dict[str, NDArray[Any]]
+
+
+def outputs_of(content: bytes, threads: int = 1) -> Callable[[NDArray[np.float32]], Outputs]:
+    """A function that runs a file in onnxruntime, on the CPU: from images (N, C, H, W) to outputs by name."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # by default it rounds what linear layers with few bits are given to 8 bits, whatever the file says
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
