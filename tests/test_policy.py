@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hsq_env.distillation.policy import (
+    FIRST_SPREAD,
     LARGEST_FACTOR,
     Draw,
     Reinforce,
@@ -76,9 +77,10 @@ def test_one_update_follows_the_log_probability() -> None:
     log_probability = -0.5 * ((drawn.actions - gaussian.mean) / gaussian.stddev) ** 2 - gaussian.stddev.log()
     scaled = rewards / rewards.double().square().mean().sqrt().float()
     entropy = gaussian.stddev.log().mean()
-    (-(scaled * log_probability).mean() - 0.01 * entropy).backward()  # type: ignore[no-untyped-call]
+    pull = (gaussian.mean**2 + gaussian.stddev**2).mean() / (2 * FIRST_SPREAD**2)
+    (-(scaled * log_probability).mean() + 0.01 * (pull - entropy)).backward()  # type: ignore[no-untyped-call]
     expected = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
-    learner = Reinforce(policy, entropy=0.01)
+    learner = Reinforce(policy, divergence=0.01)
     learner.update(drawn, rewards)
     for parameter, gradient in zip(policy.parameters(), expected, strict=True):
         assert parameter.grad is not None
@@ -99,6 +101,21 @@ def test_the_policy_learns_where_weight_pays() -> None:
     weights = policy.draw(fresh).weights
     assert np.corrcoef(weights.flatten(), fresh[:, 0].flatten())[0, 1] > 0.7
     assert abs(np.corrcoef(weights.flatten(), fresh[:, 1].flatten())[0, 1]) < 0.3
+
+
+def test_noise_does_not_lead_anywhere() -> None:
+    """Where no place pays, the weights stay near 1; without the pull to equal weights they wander."""
+    spreads = {}
+    for pull in (0.1, 0.0):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            learner = Reinforce(SpatialPolicy(), divergence=pull)
+        generator = torch.Generator().manual_seed(0)
+        for step in range(300):
+            drawn = learner.policy.draw(noise(2, 4, 8, 8, seed=step), generator)
+            learner.update(drawn, (drawn.weights - 1) * noise(2, 8, 8, seed=1000 + step))
+        spreads[pull] = learner.policy.draw(noise(16, 4, 8, 8, seed=5000)).weights.std().item()
+    assert spreads[0.1] < 0.12 and spreads[0.1] < spreads[0.0] / 3, spreads
 
 
 def test_rewards_that_are_no_numbers_teach_nothing() -> None:

@@ -93,21 +93,25 @@ class SpatialPolicy(nn.Module):
 
 
 class Reinforce:
-    """The policy's learning: REINFORCE (Williams 1992) with a moving baseline and an entropy term.
+    """The policy's learning: REINFORCE (Williams 1992) with a moving baseline, entropy, and a pull to equal weights.
 
     Rewards are per cell: how much of the student's gain a cell's weight brought. They are divided by their running
-    root mean square, since gains shrink by orders of magnitude in the course of a training.
+    root mean square, since gains shrink by orders of magnitude in the course of a training. Most of a reward is noise,
+    and Adam follows noise as far as it follows a gain: without a pull the weights wander off where there is nothing to
+    be gained. Entropy and pull together are the KL divergence from the first policy's Gaussian,
+
+        KL = -entropy + (mean^2 + spread^2) / (2 FIRST_SPREAD^2) + constant
 
     :param policy: what learns
     :param learning_rate: Adam's
-    :param entropy: weight of the entropy of a cell's Gaussian, which keeps the spread from collapsing
+    :param divergence: weight of that divergence beside rewards whose root mean square is 1
     :param decay: of the moving baseline and of the running mean square
     """
 
     def __init__(
-        self, policy: SpatialPolicy, learning_rate: float = 3e-3, entropy: float = 0.01, decay: float = 0.9
+        self, policy: SpatialPolicy, learning_rate: float = 3e-3, divergence: float = 0.1, decay: float = 0.9
     ) -> None:
-        self.policy, self.entropy, self.decay = policy, entropy, decay
+        self.policy, self.divergence, self.decay = policy, divergence, decay
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate)
         self.baseline, self.square, self.updates = 0.0, 0.0, 0
 
@@ -128,7 +132,8 @@ class Reinforce:
         gaussian = self.policy.distribution(draw.signals)
         advantage = rewards / scale - baseline
         entropy = gaussian.entropy().mean()
-        loss = -(advantage * gaussian.log_prob(draw.actions)).mean() - self.entropy * entropy
+        pull = (gaussian.mean.square() + gaussian.variance).mean() / (2 * FIRST_SPREAD**2)
+        loss = -(advantage * gaussian.log_prob(draw.actions)).mean() + self.divergence * (pull - entropy)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
