@@ -29,7 +29,8 @@ def monitor(
 
     :param run: folder of a finished search
     :param dataset: new data of the run's kind, whose test split is measured; the embedded data if not given
-    :param target_accuracy: the metric over the teacher's; by default what the run measured less 0.01
+    :param target_accuracy: the metric over the teacher's (of restorers: gains in PSNR over the images as they come); by
+        default what the run measured less 0.01
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param retrain: search again on the new data if the target is missed
     :param out: a new or empty folder for that search

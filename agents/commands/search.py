@@ -58,8 +58,9 @@ def search(
     :param time_budget: seconds of the agent's training, whichever ends first
     :param target_ratio: teacher bytes over student bytes
     :param pareto: several target ratios for a plan each from one training, in place of one
-    :param target_accuracy: the metric over the teacher's; with it the target ratio is no hard limit but, like this, an
-        aim that the self-evaluation loop approaches by tuning alpha and beta between windows of episodes
+    :param target_accuracy: the metric over the teacher's (of restorers: gains in PSNR over the images as they come);
+        with it the target ratio is no hard limit but, like this, an aim that the self-evaluation loop approaches by
+        tuning alpha and beta between windows of episodes
     :param seed: of the agent and of the long fine-tuning
     :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
     :param finalists: plans that are fine-tuned; the best on the search split wins
