@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from agents.report import model_task
 from detectors.errors import InputError
@@ -59,21 +60,22 @@ def export(file: Path, onnx: Path, dataset: str | None = None, splits: Sequence[
         raise InputError(f"{onnx} cannot be written: give a file in a folder that exists (--onnx FILE).")
     task = model_task(file, dataset, splits)
     content = onnx_bytes(task.teacher, task.stages, task.calibration()[0].images)
-    student, runtime = _metrics(task, content)
     write_atomically(onnx, content)
+    student, runtime = _metrics(task, content)
     return Exported(str(onnx), len(content), file.stat().st_size, task.metric_name, student, runtime)
 
 
 @torch.no_grad()
 def _metrics(task: Made, content: bytes) -> tuple[float, float]:
     """Of the model and of the ONNX file, on the same batches of the test split."""
-    stages, found = task.stages(task.teacher), outputs_of(content)
+    stages, found = task.stages(task.teacher), outputs_of(content, torch.get_num_threads())
+    batches: Sequence[Any] = task.evaluation("test")
     ours: list[Any] = []
     theirs: list[Any] = []
-    for batch in task.evaluation("test"):
+    for batch in tqdm(batches, "measuring", disable=None, leave=False):
         state: dict[str, Any] = run(stages, {"images": batch.images})
-        outputs = {name: torch.from_numpy(value) for name, value in found(batch.images.cpu().numpy()).items()}
-        given: Any = batch
-        ours.append(task.predictions(state, given))
-        theirs.append(task.predictions({**state, **outputs}, given))
+        computed = found(batch.images.cpu().numpy())
+        outputs = {name: torch.from_numpy(value).to(batch.images.device) for name, value in computed.items()}
+        ours.append(task.predictions(state, batch))
+        theirs.append(task.predictions({**state, **outputs}, batch))
     return task.metric(ours, "test"), task.metric(theirs, "test")

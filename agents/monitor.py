@@ -12,7 +12,7 @@ from hsq_env.file import load_hsq
 from hsq_env.make import Made, make_task
 from hsq_env.student import evaluate
 
-TOLERANCE = 0.01  # of the teacher's metric, that new images may cost before a model has degraded
+TOLERANCE = 0.01  # of the accuracy (``hsq_env.accuracy``), that new images may cost before a model has degraded
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,25 @@ def read_run(run: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads((run / "result.json").read_text())
         key = result["metric"].lower()
-        _ = result["teacher"][key], result["teacher"][f"untreated_{key}"], result["methods"]["hsq"][key]
-        _ = result["algo"], result["target_ratio"]
+        _ = result["teacher"][key], result["methods"]["hsq"][key], result["algo"], result["target_ratio"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} is not the folder of a finished search for one target ({error}).") from error
     return result
+
+
+def _claimed(run: Path, result: dict[str, Any]) -> float:
+    """The accuracy that a run measured on its own test split.
+
+    :raises InputError: if its record does not say what images scored before any network, or more than the teacher
+    """
+    key, teacher = result["metric"].lower(), result["teacher"]
+    untreated = teacher.get(f"untreated_{key}", 0.0 if key == "map" else None)
+    if untreated is None:
+        raise InputError(f"{run} was made by a version that did not measure untreated images: search again.")
+    try:
+        return Scale(teacher[key], untreated).accuracy(result["methods"]["hsq"][key])
+    except InputError as error:
+        raise InputError(f"The teacher of {run} {error} on its own test split: train it further.") from error
 
 
 def monitor(
@@ -78,10 +92,9 @@ def monitor(
     :raises InputError: if the run or the data cannot be used
     """
     result = read_run(run)
-    settings, key = {name: result[name] for name in ("patch",) if name in result}, result["metric"].lower()
+    settings = {name: result[name] for name in ("patch",) if name in result}
     task = make_task(dataset, run / "teacher.safetensors", splits, **settings)
-    teacher = result["teacher"]
-    claimed = Scale(teacher[key], teacher[f"untreated_{key}"]).accuracy(result["methods"]["hsq"][key])
+    claimed = _claimed(run, result)
     scale = scale_of(task, "test", evaluate(task, task.stages(task.teacher), "test"))
     model = task.spec.build_folded()
     load_hsq(run / "model.hsq", model)

@@ -118,7 +118,7 @@ def search(
             winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say)
             methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
         figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say)
-        on_test = evaluate(task, task.stages(task.teacher), "test")
+        on_test, untreated = evaluate(task, task.stages(task.teacher), "test"), untreated_metric(task, "test")
     except KeyboardInterrupt:
         for agent in agents:
             if isinstance(agent, BaseAlgorithm):
@@ -132,7 +132,7 @@ def search(
             key: on_test,
             "bytes": teacher_bytes,
             f"search_{key}": env.compressor.judge.scale.teacher,
-            f"untreated_{key}": untreated_metric(task, "test"),
+            f"untreated_{key}": untreated,
         },
         "methods": figures,
         "candidates": candidates if folder.several else candidates[str(targets[0])],
@@ -147,7 +147,7 @@ def _evaluating_itself(
 ) -> Explorer:
     """With a self-evaluation loop that has these aims."""
     if not 0 < target_accuracy <= 1.5:
-        raise InputError(f"target_accuracy is {target_accuracy}: give student over teacher (--target-accuracy 0.97).")
+        raise InputError(f"target_accuracy is {target_accuracy}: give a share (--target-accuracy 0.97).")
     if not isinstance(target_ratio, int | float):
         raise InputError("The self-evaluation needs one ratio to aim at: give one with --target-ratio.")
     return replace(explorer, self_evaluation=SelfEvaluation(target_accuracy, float(target_ratio)))

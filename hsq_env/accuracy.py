@@ -12,10 +12,16 @@ class Scale:
 
     :param teacher: the teacher's metric
     :param untreated: the metric without any network: 0 for detectors, that of the images as they come for restorers
+    :raises InputError: if the teacher is no better than that
     """
 
     teacher: float
     untreated: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.teacher > self.untreated:
+            compared = f" and images as they come {self.untreated:g}" if self.untreated else ""
+            raise InputError(f"scores {self.teacher:g}{compared}")
 
     def accuracy(self, metric: float) -> float:
         """At least 0; more than 1 where a student is better than its teacher; NaN stays NaN."""
@@ -34,11 +40,10 @@ def scale_of(task: Task, split: str, teacher: float) -> Scale:
     :param teacher: its metric
     :raises InputError: if the teacher is no better than no network
     """
-    untreated = untreated_metric(task, split)
-    if teacher > untreated:
-        return Scale(teacher, untreated)
-    compared = f", where images as they come score {untreated:g}" if untreated else ""
-    raise InputError(
-        f"The teacher of task '{task.name}' scores {teacher:g} on the {split} split{compared}: "
-        "train it further or check that it belongs to this data."
-    )
+    try:
+        return Scale(teacher, untreated_metric(task, split))
+    except InputError as error:
+        raise InputError(
+            f"The teacher of task '{task.name}' {error} on the {split} split: "
+            "train it further or check that it belongs to this data."
+        ) from error

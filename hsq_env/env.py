@@ -70,8 +70,9 @@ class HSQEnv(gym.Env[Observation, Any]):
     | 40-51 | whether the budget allows each action (each choice, if actions are not discrete) | {0, 1} |
 
     ## Rewards
-    Accuracy is the student's metric on the search split over the teacher's; divergence is the distillation loss
-    between them on the same images, which tells apart what mAP on few images cannot. `reward` selects
+    Accuracy is the student's metric on the search split over the teacher's (of restorers, gains in PSNR over the images
+    as they come, see `hsq_env.accuracy`); divergence is the distillation loss between them on the same images, which
+    tells apart what mAP on few images cannot. `reward` selects
     `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
     `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
     `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
@@ -246,7 +247,7 @@ class HSQEnv(gym.Env[Observation, Any]):
 
     @property
     def accuracy(self) -> float:
-        """Of the student as the choices so far left it, over the teacher's."""
+        """Of the student as the choices so far left it, see ``hsq_env.accuracy``."""
         return self._accuracy
 
     def allowed(self) -> NDArray[np.bool_]:

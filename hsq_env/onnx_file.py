@@ -97,12 +97,12 @@ def onnx_bytes(model: nn.Module, stages: Stages, images: Tensor) -> bytes:
 
 @torch.no_grad()
 def _exported(model: nn.Module, stages: Stages, images: Tensor) -> onnx.ModelProto:
-    """The network as it computes outside of fine-tuning, with float weights under the names of its parameters."""
-    plain = copy.deepcopy(model).cpu().eval()
+    """The network with weights under the names of its parameters; those of layers with choices mean nothing yet."""
+    plain, generator = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
     for layer in plain.modules():
         if isinstance(layer, CompressedLayer) and layer.choice is not None:
-            weight, bias = layer.weight_and_bias()
-            layer.weight.copy_(weight)
+            _, bias = layer.weight_and_bias()
+            layer.weight.normal_(generator=generator)  # the exporter makes one of weights that are equal
             if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
             layer.forget()

@@ -64,7 +64,8 @@ class Repair:
 
     def settings(self) -> tuple[Any, ...]:
         """Everything but the share of the task loss that decides what a repair does."""
-        return self.steps, self.scope, self.rates, self.criterion, self.bfloat16
+        without_truth = self.distillation == "spark"  # whatever share of the task loss is asked for
+        return self.steps, self.scope, self.rates, self.criterion, self.bfloat16, without_truth
 
     def run(self, student: Student, index: int, alpha: float, weigh: bool = True, teach: bool = False) -> Tensor:
         """Repair what the choice of a layer has done.

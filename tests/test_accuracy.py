@@ -27,6 +27,9 @@ def test_from_nothing_to_the_teacher() -> None:
     assert [scale.accuracy(m) for m in (20.0, 25.0, 30.0, 31.0)] == pytest.approx([0.0, 0.5, 1.0, 1.1])
     assert scale.accuracy(15.0) == 0.0 and math.isnan(scale.accuracy(math.nan))
     assert Scale(0.8).accuracy(0.6) == pytest.approx(0.75)
+    for teacher, untreated in ((19.0, 20.0), (20.0, 20.0), (0.0, 0.0), (math.nan, 0.0)):
+        with pytest.raises(InputError, match="scores"):
+            Scale(teacher, untreated)
 
 
 def test_steps_count_from_what_images_score_untreated(tiny: TinyTask) -> None:
@@ -43,9 +46,7 @@ def test_steps_count_from_what_images_score_untreated(tiny: TinyTask) -> None:
 
 
 def test_a_teacher_no_better_than_no_network_is_refused(tiny: TinyTask) -> None:
-    with pytest.raises(
-        InputError, match=r"'tiny' scores 20 on the test split, where images as they come score 20\.5: "
-    ):
+    with pytest.raises(InputError, match=r"'tiny' scores 20 and images as they come 20\.5 on the test split: "):
         scale_of(Improving(tiny, 20.5), "test", 20.0)
     with pytest.raises(InputError, match="'tiny' scores 0 on the test split: train it further"):
         scale_of(tiny, "test", 0.0)

@@ -68,8 +68,8 @@ def test_a_file_that_computes_something_else_is_told(
     assert json.loads(capsys.readouterr().out)["agrees"]
     run = agents.export.outputs_of
 
-    def wrong(content: bytes) -> Any:
-        return lambda images: {name: value + 0.1 for name, value in run(content)(images).items()}
+    def wrong(content: bytes, threads: int) -> Any:
+        return lambda images: {name: value + 0.1 for name, value in run(content, threads)(images).items()}
 
     monkeypatch.setattr(agents.export, "outputs_of", wrong)
     with pytest.raises(SystemExit) as ended:

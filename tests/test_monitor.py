@@ -1,6 +1,7 @@
 """A finished model on new images."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def test_a_target_may_be_missed(run: Path, new_images: list[Any]) -> None:
     assert verdict.sentence("photos").startswith("photos: mAP ") and "search again with --retrain" in verdict.sentence(
         ""
     )
+
+
+def test_records_of_earlier_versions(run: Path, new_images: list[Any], tmp_path: Path) -> None:
+    """A detector's untreated images score nothing, whether the record says so or not; a restorer's must be known."""
+    claimed = monitor(run, "photos")[0].claimed
+    result = json.loads((run / "result.json").read_text())
+    del result["teacher"]["untreated_map"]
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    (old / "result.json").write_text(json.dumps(result))
+    assert monitor(old, "photos")[0].claimed == claimed
+    teacher, methods = {"psnr": 30.0}, {"hsq": {"psnr": 29.0}}
+    (old / "result.json").write_text(json.dumps({**result, "metric": "PSNR", "teacher": teacher, "methods": methods}))
+    with pytest.raises(InputError, match="did not measure untreated images: search again"):
+        monitor(old, "photos")
+    teacher["untreated_psnr"] = 30.5
+    (old / "result.json").write_text(json.dumps({**result, "metric": "PSNR", "teacher": teacher, "methods": methods}))
+    with pytest.raises(InputError, match=r"scores 30 and images as they come 30\.5 on its own test split"):
+        monitor(old, "photos")
 
 
 def test_verdicts_by_hand() -> None:

@@ -94,6 +94,20 @@ def test_codes_are_read_back_by_onnx() -> None:
         assert np.array_equal(numpy_helper.to_array(tensor).astype(np.int8), codes)
 
 
+def test_layers_with_equal_weights_stay_apart(tiny: TinyTask) -> None:
+    """The exporter makes one initializer of equal ones, but their choices and ranges differ."""
+    student = Student(tiny, trace_layers(tiny), 8)
+    for name in ("block1.conv2", "block2.conv2"):
+        student.model.get_submodule(name).weight.data.fill_(0.25)
+    choices = [Choice(bits) for bits in (8, 8, 4, 8, 8, 8, 8)]
+    student.apply(Plan(tuple(i.name for i in student.infos), tuple(choices)))
+    model = onnx.load_from_string(onnx_bytes(student.model, tiny.stages, tiny.calibration()[0].images))
+    stored = [t.data_type for t in model.graph.initializer if t.data_type in SIGNED.values() and len(t.dims) > 1]
+    assert sorted(stored) == sorted(SIGNED[choice.bits] for choice in choices)
+    for found, expected in both(student, tiny.calibration()[0].images):
+        assert (np.abs(found - expected) > 1e-5 * np.abs(expected).max()).mean() < 0.35
+
+
 def test_the_model_stays_as_it_is(tiny: TinyTask) -> None:
     student = uniform(tiny, Choice(4, 0.5))
     before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}

@@ -118,6 +118,16 @@ def test_noise_does_not_lead_anywhere() -> None:
     assert spreads[0.1] < 0.12 and spreads[0.1] < spreads[0.0] / 3, spreads
 
 
+def test_the_spread_stays_within_its_bounds_and_comes_back() -> None:
+    learner, generator = Reinforce(SpatialPolicy()), torch.Generator().manual_seed(0)
+    learner.policy.log_spread.data.fill_(0.5)
+    found = []
+    for step in range(100):
+        drawn = learner.policy.draw(noise(2, 4, 8, 8, seed=step), generator)
+        found.append(learner.update(drawn, noise(2, 8, 8, seed=1000 + step))["spread"])
+    assert learner.policy.log_spread.exp().item() < found[1] <= 1.0
+
+
 def test_rewards_that_are_no_numbers_teach_nothing() -> None:
     policy = SpatialPolicy()
     before = [p.clone() for p in policy.parameters()]

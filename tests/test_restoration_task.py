@@ -136,7 +136,7 @@ def test_untreated_images_score_too(task: RestorationTask) -> None:
 
 def test_an_episode_and_its_file(task: RestorationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same environment, the same file: what is read back restores the same images."""
-    with pytest.raises(InputError, match=r"where images as they come score \d\d\.\d"):
+    with pytest.raises(InputError, match=r"and images as they come \d\d\.\d"):
         HSQEnv(task)  # the teacher has learned nothing
     monkeypatch.setattr(RestorationTask, "untreated_metric", lambda self, split: 0.0)
     env = HSQEnv(task, alpha=0.3)

@@ -11,13 +11,14 @@ from helpers import random_plan
 from tiny_task import Distilled, TinyTask
 from torch import Tensor, nn
 
+from hsq_env import lessons
 from hsq_env.distillation import AKD
 from hsq_env.distillation.akd import Places, box_divergence, channel_divergence
 from hsq_env.distillation.policy import spread_over, weights_of
 from hsq_env.distillation.spark import Spark, cell_losses, place_rewards
 from hsq_env.file import save_hsq
 from hsq_env.finetuning import finetune_all
-from hsq_env.lessons import error_maps, lesson
+from hsq_env.lessons import Begun, end, error_maps, lesson
 from hsq_env.states import run
 from hsq_env.student import Student, trace_layers
 
@@ -155,6 +156,55 @@ def test_rewards_are_of_updates_of_equal_length() -> None:
     net.weight.data = start - 1e-5 * (other - (other * own).sum() / (own * own).sum() * own)
     rewards = place_rewards(weights, before, cell_losses(criterion, distilled(), expected, 8)).sum().item()
     assert abs(measured) > 0 and rewards == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_lesson_steps_along_what_its_batch_has_not_in_common(tiny: TinyTask, steps: int) -> None:
+    """Losses after ``grad(h) - r u``, preconditioned as Adam would, against the same taken by hand."""
+    student, spark = Student(tiny, trace_layers(tiny)), Spark()
+    parameters = list(student.model.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for p in parameters:
+        p.grad = torch.randn(p.shape, generator=generator)
+    for _ in range(steps):
+        optimizer.step()
+    own, held_back = ([torch.randn(p.shape, generator=generator) for p in parameters] for _ in range(2))
+    batch = tiny.finetuning()[0]
+    expected = [replace(d, tensor=d.tensor + 1) for d in tiny.distilled(student.outputs(batch))]
+    draw = spark.draw(torch.zeros(32, 4, 8, 8))
+    roots = [(optimizer.state[p]["exp_avg_sq"] / 0.001).sqrt() + 1e-8 if steps else 1.0 for p in parameters]
+    common = sum((h * u / root).sum() for h, u, root in zip(held_back, own, roots, strict=True))
+    whole = sum((u * u / root).sum() for u, root in zip(own, roots, strict=True))
+    share = max(0.0, float(common / whole))
+    before = [p.detach().clone() for p in parameters]
+    begun = Begun(draw, torch.zeros(32, 8, 8), batch, expected, own)
+    found = end(begun, student, spark, optimizer, student.outputs, held_back)
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    for p, h, u, root in zip(parameters, held_back, own, roots, strict=True):
+        p.data -= 1e-3 * (h - share * u) / root
+    after = cell_losses(spark.criterion, tiny.distilled(student.outputs(batch)), expected, 8)
+    torch.testing.assert_close(found.after, after, rtol=1e-3, atol=1e-6)
+    assert found.draw is draw and spark.common_share(float("nan")) == pytest.approx(share, rel=1e-4)
+
+
+def test_lessons_in_passing_know_their_own_gradient(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stood in ``grad`` at the lesson's step, not at the next one, which is the held-back one."""
+    seen: list[tuple[list[Any], list[Any]]] = []
+    real = lessons.end
+
+    def spied(begun: Begun, *arguments: Any) -> Any:
+        seen.append((list(begun.own), list(arguments[-1])))
+        return real(begun, *arguments)
+
+    monkeypatch.setattr(lessons, "end", spied)
+    tuned(tiny, Spark(every=2), 5)
+    assert len(seen) == 2
+    for own, held_back in seen:
+        assert len(own) == len(held_back) and all(
+            u is not None and h is not None for u, h in zip(own, held_back, strict=True)
+        )
+        assert not all(torch.equal(u, h) for u, h in zip(own, held_back, strict=True))
 
 
 def test_the_common_share_is_a_running_mean_between_none_and_all() -> None:

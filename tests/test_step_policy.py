@@ -147,3 +147,9 @@ def test_without_a_repair_there_is_nothing_to_learn(tiny: TinyTask) -> None:
 def test_unknown_distillation(tiny: TinyTask) -> None:
     with pytest.raises(InputError, match="distillation"):
         make(tiny, "magic")
+
+
+def test_sensitivities_without_the_ground_truth_are_kept_apart(tiny: TinyTask) -> None:
+    """ "spark" leaves out the task loss, whatever share is asked for; the others do not."""
+    settings = {name: make(tiny, name).compressor.repair_settings() for name in ("akd", "akd+spark", "spark")}
+    assert settings["akd"] == settings["akd+spark"] != settings["spark"]

@@ -65,7 +65,7 @@ def pixel_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of images (N, C, H, W) over channels, (N, H, W).
 
     It is twice the KL divergence of Gaussians around both, with the unit of the images as their standard deviation,
-    and what PSNR looks at: absolute differences were measured to leave 0.08 to 0.1 dB more damage at 2 bits.
+    and what PSNR looks at.
     """
     return (student - teacher).square().mean(dim=1)
 

@@ -78,8 +78,7 @@ class SpatialPolicy(nn.Module):
 
     def distribution(self, signals: Tensor) -> torch.distributions.Normal:
         """Of the actions (N, grid, grid), from ``difficulty``'s signals (N, 4, grid, grid)."""
-        spread = self.log_spread.clamp(*(math.log(s) for s in SPREADS)).exp()
-        return torch.distributions.Normal(self.layers(signals)[:, 0], spread, validate_args=False)
+        return torch.distributions.Normal(self.layers(signals)[:, 0], self.log_spread.exp(), validate_args=False)
 
     @torch.no_grad()
     def draw(self, signals: Tensor, generator: torch.Generator | None = None) -> Draw:
@@ -137,6 +136,8 @@ class Reinforce:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        with torch.no_grad():
+            self.policy.log_spread.clamp_(*(math.log(s) for s in SPREADS))
         mean = rewards.double().mean().item()
         self.baseline = self.decay * self.baseline + (1 - self.decay) * mean / scale
         return {

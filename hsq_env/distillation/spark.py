@@ -175,4 +175,4 @@ class Spark:
         """Go on from there."""
         self.reinforce.load_state_dict(state["reinforce"])
         self._generator.set_state(state["generator"])
-        self._steps, self._common = int(state["steps"]), tuple(state["common"])
+        self._steps, self._common = int(state["steps"]), tuple(state.get("common", (0.0, 0.0)))
