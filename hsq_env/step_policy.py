@@ -44,7 +44,7 @@ class StepPolicy:
     """
 
     def __init__(self, criterion: AKD, episodes: int, seed: int = 0) -> None:
-        self.spark, self.episodes, self.seed, self.version = Spark(criterion, seed=seed), episodes, seed, 0
+        self.spark, self.episodes, self.version = Spark(criterion, seed=seed), episodes, 0
         self.lessons: list[Lesson] = []
         self.spark.learning = self.learning
 

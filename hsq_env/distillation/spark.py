@@ -129,12 +129,9 @@ class Spark:
             gaps = self.criterion.gaps(student, teacher)
         return difficulty(images, errors, gaps, self.grid)
 
-    def draw(self, signals: Tensor, generator: torch.Generator | None = None) -> Draw:
-        """Weight maps that explore while the policy learns; the means once it does not.
-
-        :param generator: of the draws, in place of its own
-        """
-        return self.policy.draw(signals, (generator or self._generator) if self.learning else None)
+    def draw(self, signals: Tensor) -> Draw:
+        """Weight maps that explore while the policy learns; the means once it does not."""
+        return self.policy.draw(signals, self._generator if self.learning else None)
 
     def means(self, signals: Tensor) -> Tensor:
         """Weight maps without exploring, (N, grid, grid)."""
