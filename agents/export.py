@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from agents.report import model_task
+from agents.model_task import model_task
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
 from hsq_env.make import Made

@@ -37,7 +37,10 @@ def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Studen
 
 
 def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Episode, Student, list[dict[str, Any]]]:
-    """Fine-tune the best plans and keep the one with the highest metric on the search split.
+    """Fine-tune the best plans and keep the best on the search split.
+
+    Under a target that is the one with the smallest divergence, which tells plans apart that the metric on few images
+    cannot; without one it is the highest metric.
 
     :return: the winner, its fine-tuned student, and a row for each candidate
     """
@@ -45,11 +48,16 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
     rows = []
     for number, episode in enumerate(best):
         student = finetuned_student(env, episode.plan, steps, f"plan {number + 1} of {len(best)}")
-        score = evaluate(env.task, student.stages, "search")
+        metric = evaluate(env.task, student.stages, "search")
+        _, divergence = env.compressor.judge.measure_anew(student.stages)
         name = env.task.metric_name
-        say(f"plan {number + 1} ({episode.source}): search {name} {score:.4f} after {steps} fine-tuning steps")
-        figure = {f"finetuned_search_{name.lower()}": score}
-        rows.append({"source": episode.source, "divergence": episode.divergence, **figure})
+        say(
+            f"plan {number + 1} ({episode.source}): search {name} {metric:.4f}, divergence {divergence:.3f} "
+            f"after {steps} fine-tuning steps"
+        )
+        figures = {f"finetuned_search_{name.lower()}": metric, "finetuned_divergence": divergence}
+        rows.append({"source": episode.source, "divergence": episode.divergence, **figures})
+        score = metric if episode.target_ratio is None else -divergence
         if winner is None or score > winner[0]:
             winner = (score, episode, student)
     assert winner is not None  # a search has at least the integer program's plan

@@ -8,18 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.model_task import model_task
 from detectors.coco import class_names, load_folder
-from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
-from detectors.task import SHAPES, DetectionTask, shapes_folder
-from detectors.teacher import DetectorSpec, freeze, spec_from_json
+from detectors.task import SHAPES, shapes_folder
+from detectors.teacher import DetectorSpec
 from detectors.train import train_teacher
-from hsq_env.file import load_hsq, read_header
-from hsq_env.make import Made
+from hsq_env.file import read_header
 from hsq_env.size import encoding
 from hsq_env.student import evaluate
 from restorers.images import PHOTOS, load_photos
-from restorers.task import SMALLEST_PATCH, RestorationTask
 from restorers.teacher import DENOISERS, RestorerSpec
 from restorers.train import train_restorer
 
@@ -69,44 +67,6 @@ def evaluate_file(file: Path, dataset: str | None, split: str, splits: Sequence[
     teacher = file.parent / "teacher.safetensors"
     ratio = {"ratio": teacher.stat().st_size / size} if teacher.is_file() else {}
     return {**result, **ratio, "metric": task.metric_name}
-
-
-def model_task(file: Path, dataset: str | None, splits: Sequence[str] | None = None) -> Made:
-    """A task whose teacher is a ``.hsq`` file's model.
-
-    :param dataset: the embedded data of the model's kind when None
-    :raises InputError: if the file or the data cannot be used
-    """
-    description = read_header(file).model
-    make = _restoration if "restorer" in description else _detection
-    return make(file, description, dataset, splits)
-
-
-def _detection(file: Path, description: dict[str, Any], dataset: str | None, splits: Sequence[str] | None) -> Made:
-    """The data, with the file's model in the teacher's place."""
-    try:
-        spec = spec_from_json(description)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{file} holds a model that this command cannot build: load it with hsq_env.load_hsq."
-        ) from error
-    model, name = spec.build_folded(), dataset or SHAPES
-    load_hsq(file, model)
-    freeze(model)
-    folder = shapes_folder() if name == SHAPES else Path(name)
-    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
-    return DetectionTask(name, model, spec, loaded, search_images=None, pool_images=1, calibration_images=1)
-
-
-def _restoration(file: Path, description: dict[str, Any], dataset: str | None, splits: Sequence[str] | None) -> Made:
-    """The same for a restorer."""
-    spec = RestorerSpec(**description)
-    model, name = spec.build_folded(), dataset or PHOTOS
-    load_hsq(file, model)
-    freeze(model)
-    photos = load_photos(name, spec.channels, SMALLEST_PATCH * spec.scale, splits)
-    settings = {"pool_images": 1, "calibration_images": 1, "patch": SMALLEST_PATCH * spec.scale}
-    return RestorationTask(name, model, spec, photos, **settings)
 
 
 def print_evaluation(result: dict[str, Any], as_json: bool) -> None:

@@ -33,7 +33,7 @@ def search(
     target_ratio: float | Sequence[float] | None = 8.0,
     target_accuracy: float | None = None,
     finetune_steps: int = 300,
-    finalists: int = 2,
+    finalists: int = 1,
     step_minibatches: int = 2,
     reward: str = "divergence",
     beta: float | None = None,
@@ -50,7 +50,8 @@ def search(
     :param target_accuracy: ``hsq_env.accuracy`` on the search split; with it ``target_ratio`` is no hard budget but,
         like this, an aim, which the self-evaluation loop approaches by tuning alpha and beta
     :param finetune_steps: gradient steps of the long fine-tuning, the same for uniform plans
-    :param finalists: plans that are fine-tuned at length; the best of them on the search split wins
+    :param finalists: plans that are fine-tuned at length; the best of them on the search split wins: by divergence
+        where there is a target, by the metric where plans of all sizes compete
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param beta: weight of accuracy in the reward; None for 1 with a target, which bounds the size already, else 0.95
     :param model: name for the result file
@@ -100,6 +101,7 @@ def search(
         "workers": explorer.workers,
         "warm_start": list(explorer.warm_start),
         "return_to_best": explorer.returns,
+        "playoff": explorer.playoff_steps(env),
         "surrogate": explorer.surrogate and explorer.returns and bool(explorer.warm_start),
         "target_accuracy": target_accuracy,
     }

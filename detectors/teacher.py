@@ -1,6 +1,7 @@
 """Teacher files: a detector's folded FP32 weights as safetensors with everything needed to rebuild it."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,21 @@ class DetectorSpec:
     max_size: int = 1333  # pixels of the longer image side at most
     score_thresh: float = 0.05  # detections below are dropped
 
+    def __post_init__(self) -> None:
+        if not (
+            isinstance(self.detector, str)
+            and self.classes
+            and all(isinstance(name, str) for name in self.classes)
+            and all(isinstance(size, int) and size > 0 for size in (self.min_size, self.max_size))
+            and all(isinstance(number, int | float) for number in (self.level_scale, self.score_thresh))
+            and 0 < self.level_scale < math.inf
+            and 0 <= self.score_thresh <= 1
+        ):
+            raise InputError(
+                f"{self} is no detector: give a name, names of classes, sizes in pixels, a level scale above 0 and a "
+                "score threshold from 0 to 1."
+            )
+
     @property
     def name(self) -> str:
         """Of the network."""
@@ -65,7 +81,10 @@ class DetectorSpec:
 
 
 def spec_from_json(data: dict[str, Any]) -> DetectorSpec:
-    """The inverse of ``dataclasses.asdict`` after a trip through JSON."""
+    """The inverse of ``dataclasses.asdict`` after a trip through JSON.
+
+    :raises InputError: or KeyError, TypeError, if it is none
+    """
     return DetectorSpec(**{**data, "classes": tuple(data["classes"])})
 
 

@@ -1,35 +1,37 @@
-"""The ``.hsq`` file: a safetensors file with packed codes and masks and a JSON header.
+"""The ``.hsq`` file: what a student is, in as few bytes as it takes. Byte by byte in docs/format.md.
 
-Layer after layer, in the order of the header's list, each of these one-dimensional tensors holds its part:
+Layer after layer, in the order of the header's list, each of these parts holds what belongs to it:
 
 ========== ======== =====================================================================
-tensor     type     per layer
+part       type     per layer
 ========== ======== =====================================================================
-codes      uint8    codes minus their smallest value, ``bits`` each, most significant bit
-                    first, padded to a whole byte
 masks      uint8    "bitmask": one bit per weight; "n:m": the index of each group's
                     combination; padded to a whole byte
+codes      uint8    codes minus their smallest value, ``bits`` each, most significant bit
+                    first, padded to a whole byte
 scales     bfloat16 one per output channel
 biases     float16  one per output channel, where the layer has a bias
 ranges     float32  scale and zero point of the input, for each call in a forward pass
 floats     float32  weights and bias of a layer without a choice
 ========== ======== =====================================================================
 
-Everything else that the model holds (group norms) stands under ``rest.<name>`` as it is. The metadata entry ``hsq`` is
-the JSON header.
+Everything else that the model holds (group norms) is its rest, as it is.
+
+Version 1 is a safetensors file of these parts as they are, with the header in its metadata. It is what budgets count,
+since its size follows from the plan alone. Version 2, which is written wherever it is smaller, codes every part that
+gets smaller by it (``hsq_env.coding``), header included, and has a checksum. Both hold the same student bit for bit.
 """
 
-import itertools
 import json
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -37,124 +39,115 @@ from torch import Tensor, nn
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
 from hsq_env.choices import Choice, Plan
+from hsq_env.coding import Bytes, decode_mask, encode_mask, pack, shrink, unpack
 from hsq_env.layers import CompressedLayer, make_compressible
-from hsq_env.pruning import GROUP
+from hsq_env.parts import JOINED, CodedParts, HsqHeader, LayerEntry, Parts, PlainParts, header_from
 from hsq_env.quantizers import ActivationRange, weight_levels
-from hsq_env.size import Encoding, encoding, index_bits
+from hsq_env.size import encoding
 from hsq_env.student import Student
 
-VERSION = 1
-Bytes = NDArray[np.uint8]
+VERSION = 2
 LAYER_STATE = ("weight", "bias")  # entries of a layer's state_dict that its part of the joined tensors holds
 CHOICE_STATE = ("scale_factor", "base_scale")  # those that only a choice gives a meaning
 
 
-@dataclass(frozen=True)
-class LayerEntry:
-    """One layer in the header."""
+@dataclass
+class _Content:
+    """A student taken apart."""
 
-    name: str
-    shape: tuple[int, ...]
-    has_bias: bool
-    choice: Choice | None
-    activation_bits: int | None
-    ranges: int  # calls in a forward pass whose input is quantized
+    header: dict[str, Any]  # without a version
+    layers: list[tuple[Bytes, Bytes]]  # mask and codes; of layers without a choice empty ones
+    joined: dict[str, Tensor]
+    rest: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class HsqHeader:
-    """What a ``.hsq`` file says of itself."""
+def student_bytes(student: Student, coded: bool = True) -> bytes:
+    """The content of a ``.hsq`` file.
 
-    model: dict[str, Any]  # Task.describe()
-    pattern: str
-    layers: tuple[LayerEntry, ...]
-
-    def plan(self) -> Plan:
-        """The choices; a file with unchosen layers has no plan.
-
-        :raises InputError: if a layer has no choice
-        """
-        if any(entry.choice is None for entry in self.layers):
-            raise InputError("This file holds layers without a choice, so that it has no plan.")
-        return Plan(tuple(e.name for e in self.layers), tuple(e.choice for e in self.layers if e.choice is not None))
+    :param coded: in the smaller of both versions; otherwise in version 1, whose parts are packed and nothing else
+    """
+    content = _content(student)
+    plain = _plain(content)
+    return plain if not coded else min(plain, _coded(content), key=len)
 
 
-def pack(values: NDArray[Any], bits: int) -> Bytes:
-    """Non-negative integers below ``2**bits`` to bytes, most significant bit first."""
-    spread = (values.astype(np.uint8)[:, None] >> np.arange(bits - 1, -1, -1, dtype=np.uint8)) & 1
-    return np.packbits(spread.reshape(-1))
-
-
-def unpack(packed: Bytes, bits: int, count: int) -> NDArray[np.int64]:
-    """The inverse of ``pack``."""
-    spread = np.unpackbits(packed, count=count * bits).reshape(count, bits).astype(np.int64)
-    return spread @ (1 << np.arange(bits - 1, -1, -1))
-
-
-def _combinations(sparsity: float) -> NDArray[np.bool_]:
-    """All ways in which a group of four keeps its survivors, (ways, 4)."""
-    kept = GROUP - round(sparsity * GROUP)
-    return np.array([[i in c for i in range(GROUP)] for c in itertools.combinations(range(GROUP), kept)])
-
-
-def _encode_mask(mask: NDArray[np.bool_], coded: Encoding, sparsity: float) -> Bytes:
-    if coded.kind == "dense":
-        return np.zeros(0, np.uint8)
-    if coded.kind == "bitmask":
-        return np.packbits(mask)
-    ways = _combinations(sparsity)
-    weights = 1 << np.arange(GROUP)
-    number_of = np.zeros(1 << GROUP, np.int64)
-    number_of[ways @ weights] = np.arange(len(ways))
-    return pack(number_of[mask.reshape(-1, GROUP) @ weights], index_bits(sparsity))
-
-
-def _decode_mask(packed: Bytes, coded: Encoding, sparsity: float, count: int) -> NDArray[np.bool_]:
-    if coded.kind == "bitmask":
-        return np.unpackbits(packed, count=count).astype(bool)
-    ways = _combinations(sparsity)
-    numbers = unpack(packed, index_bits(sparsity), count // GROUP)
-    if numbers.max(initial=0) >= len(ways):
-        raise InputError("holds an impossible N:M index")
-    return ways[numbers].reshape(-1)
-
-
-def student_bytes(student: Student) -> bytes:
-    """The content of a ``.hsq`` file."""
-    parts: dict[str, list[Any]] = {name: [] for name in ("codes", "masks", "scales", "biases", "ranges", "floats")}
-    parts["masks"].append(np.zeros(0, np.uint8))  # its entry in the header is there without masks too: sizes add up
-    entries = []
+def _content(student: Student) -> _Content:
+    parts: dict[str, list[Any]] = {name: [] for name in JOINED}
+    entries, layers = [], []
+    empty = np.zeros(0, np.uint8)
     for info, layer in zip(student.infos, student.layers, strict=True):
         choice = layer.choice
         entries.append([info.name, list(info.shape), info.has_bias, *_choice_fields(layer)])
         if choice is None:
             parts["floats"] += [layer.weight.detach().flatten()]
             parts["floats"] += [layer.bias.detach()] if layer.bias is not None else []
+            layers.append((empty, empty))
             continue
-        coded = encoding(info.shape, choice, student.pattern)
+        coded, packed = encoding(info.shape, choice, student.pattern), empty
         assert layer.codes is not None
         codes = layer.codes.cpu().numpy().reshape(-1).astype(np.int16) - weight_levels(choice).low
         if layer.mask is not None:
             mask = layer.mask.cpu().numpy().reshape(-1)
-            parts["masks"].append(_encode_mask(mask, coded, choice.sparsity))
+            packed = encode_mask(mask, coded, choice.sparsity)
             zero = -weight_levels(choice).low
             codes = np.where(mask, codes, zero) if coded.kind == "dense" else codes[mask]
-        parts["codes"].append(pack(codes, choice.bits))
+        layers.append((packed, pack(codes, choice.bits)))
         parts["scales"].append(layer.scale().detach().to(torch.bfloat16))
         if layer.bias is not None:
             parts["biases"].append(layer.bias.detach().half())
         parts["ranges"] += [torch.tensor([r.scale, float(r.zero_point)]) for r in layer.activations]
-    header = {"version": VERSION, "model": student.task.describe(), "pattern": student.pattern, "layers": entries}
-    tensors = {name: _joined(values) for name, values in parts.items() if values}
-    names = [info.name for info in student.infos]
-    tensors |= {f"rest.{name}": tensor for name, tensor in _rest(student.model, names).items()}
-    return save(tensors, {"hsq": json.dumps(header, separators=(",", ":"))})
+    header = {"model": student.task.describe(), "pattern": student.pattern, "layers": entries}
+    joined = {name: torch.cat([v.cpu() for v in values]) for name, values in parts.items() if values}
+    return _Content(header, layers, joined, _rest(student.model, [info.name for info in student.infos]))
 
 
-def fixed_bytes(student: Student, choices: Sequence[Choice], sizes: NDArray[np.int64]) -> int:
-    """Bytes of a file apart from the layers: the plan with the longest header is packed once and weighed.
+def _plain(content: _Content) -> bytes:
+    """Version 1."""
+    tensors = dict(content.joined)
+    choices = [entry[3] for entry in content.header["layers"]]
+    if any(bits is not None for bits in choices):
+        tensors["codes"] = torch.from_numpy(np.concatenate([codes for _, codes in content.layers]))
+    # an entry in the header without masks too: sizes add up
+    tensors["masks"] = torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *(mask for mask, _ in content.layers)]))
+    tensors |= {f"rest.{name}": tensor for name, tensor in content.rest.items()}
+    return save(tensors, {"hsq": _json({"version": 1, **content.header})})
 
-    Other plans take some bytes less, so that the ratio of a file is never below the one that is reported.
+
+def _coded(content: _Content) -> bytes:
+    """Version 2."""
+    header = dict(content.header)
+    streams = [(shrink(mask.tobytes()), shrink(codes.tobytes())) for mask, codes in content.layers]
+    header["layers"] = [
+        [*entry, len(mask), len(codes)] for entry, (mask, codes) in zip(header["layers"], streams, strict=True)
+    ]
+    data = [stream for pair in streams for stream in pair]
+    for key, tensors in (("parts", content.joined), ("rest", content.rest)):
+        shrunk = {name: _shrunk(tensor) for name, tensor in tensors.items()}
+        header[key] = {name: len(stream) for name, stream in shrunk.items()}
+        data += shrunk.values()
+    described = _json(header).encode()
+    top, body = shrink(described), b"".join(data)
+    metadata = {"version": 2, "header_bytes": len(described), "crc32": zlib.crc32(body, zlib.crc32(top))}
+    return save({"header": _tensor(top), "data": _tensor(body)}, {"hsq": _json(metadata)})
+
+
+def _shrunk(tensor: Tensor) -> bytes:
+    return shrink(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), tensor.element_size())
+
+
+def _tensor(content: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"))
+
+
+def fixed_bytes(student: Student, choices: Sequence[Choice], sizes: Any) -> int:
+    """Bytes of a file of version 1 apart from the layers: the plan with the longest header is packed once and weighed.
+
+    Other plans take some bytes less, and version 2 is written where it is smaller, so that the ratio of a file is never
+    below the one that is reported.
 
     :param student: of any plan; it is left as it is
     :param sizes: bytes, (layers, choices)
@@ -162,7 +155,7 @@ def fixed_bytes(student: Student, choices: Sequence[Choice], sizes: NDArray[np.i
     longest = max(range(len(choices)), key=lambda i: (len(str(choices[i].sparsity)), choices[i].bits))
     packed = student.copy()
     packed.apply(Plan(tuple(i.name for i in student.infos), (choices[longest],) * len(student.infos)))
-    return len(student_bytes(packed)) - int(sizes[:, longest].sum())
+    return len(student_bytes(packed, coded=False)) - int(sizes[:, longest].sum())
 
 
 def _choice_fields(layer: CompressedLayer) -> list[Any]:
@@ -170,11 +163,6 @@ def _choice_fields(layer: CompressedLayer) -> list[Any]:
         return [None, None, None, 0]
     bits = layer.activations[0].bits if layer.activations else None
     return [layer.choice.bits, layer.choice.sparsity, bits, len(layer.activations)]
-
-
-def _joined(values: Sequence[Any]) -> Tensor:
-    tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v.cpu() for v in values]
-    return torch.cat(tensors).contiguous()
 
 
 def _rest(model: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -196,7 +184,7 @@ def save_hsq(student: Student, path: str | Path) -> int:
     return len(content)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], HsqHeader]:
+def _read(path: Path) -> tuple[HsqHeader, Parts]:
     if not path.is_file():
         raise InputError(f"There is no file {path}: give the model.hsq of a search.")
     try:
@@ -204,29 +192,26 @@ def _read(path: Path) -> tuple[dict[str, Tensor], HsqHeader]:
         tensors = load(content)
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(
             f"{path} is not a complete .hsq file ({error}): copy it again or repeat the search."
         ) from error
     if "hsq" not in metadata:
         raise InputError(f"{path} is a safetensors file but not a .hsq file: its header lacks the entry 'hsq'.")
     try:
-        data = json.loads(metadata["hsq"])
-        header = _header(data) if data["version"] <= VERSION else None
-    except (KeyError, TypeError, ValueError) as error:
+        top = json.loads(metadata["hsq"])
+        version = top["version"]
+        if not isinstance(version, int) or version < 1:
+            raise ValueError(f"version {version!r}")
+        if version == 1:
+            return header_from(top), PlainParts(tensors)
+        if version == VERSION:
+            return CodedParts.open(top, tensors)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: it {error}. Copy it again.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise InputError(f"{path} has a damaged header ({type(error).__name__}: {error}): copy it again.") from error
-    if header is None:
-        version = data["version"]
-        raise InputError(f"{path} has format version {version}, this release reads up to {VERSION}: update hsq.")
-    return tensors, header
-
-
-def _header(data: dict[str, Any]) -> HsqHeader:
-    entries = []
-    for name, shape, has_bias, bits, sparsity, activation_bits, ranges in data["layers"]:
-        choice = None if bits is None else Choice(bits, sparsity)
-        entries.append(LayerEntry(name, tuple(shape), has_bias, choice, activation_bits, ranges))
-    return HsqHeader(data["model"], data["pattern"], tuple(entries))
+    raise InputError(f"{path} has format version {version}, this release reads up to {VERSION}: update hsq.")
 
 
 def read_header(path: str | Path) -> HsqHeader:
@@ -234,81 +219,85 @@ def read_header(path: str | Path) -> HsqHeader:
 
     :raises InputError: if the file is missing, truncated, foreign or newer than this release
     """
-    return _read(Path(path))[1]
-
-
-class _Reader:
-    """Takes the next so many elements from each joined tensor."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors, self.at = tensors, dict.fromkeys(tensors, 0)
-
-    def take(self, name: str, count: int) -> Tensor:
-        start = self.at.get(name, 0)
-        if name not in self.tensors or start + count > self.tensors[name].numel():
-            raise InputError(f"ends within '{name}'")
-        self.at[name] = start + count
-        return self.tensors[name][start : start + count]
+    return _read(Path(path))[0]
 
 
 def load_hsq(path: str | Path, model: nn.Module) -> HsqHeader:
     """Load a ``.hsq`` file into a model of the right shape, in place.
+
+    Nothing is decoded before the header's layers were found in the model, whose own sizes bound what is allocated. If
+    the file is refused, the model is left in an undefined state.
 
     :param model: built from the header's ``model`` entry, with any weights; its layers become compressible and
         compute with exactly the weights that the student had in memory
     :raises InputError: if the file is damaged or does not fit ``model``
     """
     path = Path(path)
-    tensors, header = _read(path)
+    header, parts = _read(path)
     make_compressible(model)
-    modules = dict(model.named_modules())
-    reader = _Reader({name: t for name, t in tensors.items() if not name.startswith("rest.")})
     try:
-        for entry in header.layers:
-            layer = modules.get(entry.name)
-            if not isinstance(layer, CompressedLayer) or tuple(layer.weight.shape) != entry.shape:
-                raise InputError(f"has a layer '{entry.name}' {entry.shape} that the model lacks")
-            _load_layer(layer, entry, header.pattern, reader)
-        rest = {name.removeprefix("rest."): t for name, t in tensors.items() if name.startswith("rest.")}
+        layers = list(_layers_of(model, header))
+        for layer, entry in zip(layers, header.layers, strict=True):
+            _load_layer(layer, entry, header.pattern, parts)
+        parts.end()
         own = _rest(model, [entry.name for entry in header.layers])
-        if {name: t.shape for name, t in rest.items()} != {name: t.shape for name, t in own.items()}:
-            raise InputError("holds other uncompressed tensors than the model")
-        model.load_state_dict(rest, strict=False)
+        model.load_state_dict(parts.rest(own), strict=False)
     except InputError as error:
         raise InputError(f"{path} {error}: it belongs to another model or is damaged.") from error
     return header
 
 
+def _layers_of(model: nn.Module, header: HsqHeader) -> Iterator[CompressedLayer]:
+    """The model's layers, in the order of the header.
+
+    :raises InputError: if one is not there or is another
+    """
+    modules, seen = dict(model.named_modules()), set()
+    for entry in header.layers:
+        layer = modules.get(entry.name)
+        if (
+            not isinstance(layer, CompressedLayer)
+            or tuple(layer.weight.shape) != entry.shape
+            or (layer.bias is not None) != entry.has_bias
+        ):
+            raise InputError(f"has a layer '{entry.name}' {entry.shape} that the model lacks")
+        if entry.name in seen:
+            raise InputError(f"has the layer '{entry.name}' twice")
+        seen.add(entry.name)
+        yield layer
+
+
 @torch.no_grad()
-def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, reader: _Reader) -> None:
+def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, parts: Parts) -> None:
     count, channels = math.prod(entry.shape), entry.shape[0]
     if entry.choice is None:
         layer.choice, layer.mask, layer.activations = None, None, ()  # the model may have carried another plan
-        layer.weight.copy_(reader.take("floats", count).reshape(entry.shape))
+        layer.weight.copy_(parts.take("floats", count).reshape(entry.shape))
         if layer.bias is not None:
-            layer.bias.copy_(reader.take("floats", channels))
+            layer.bias.copy_(parts.take("floats", channels))
         return
     choice, coded = entry.choice, encoding(entry.shape, entry.choice, pattern)
     levels = weight_levels(choice)
-    mask = None
+    mask, stored = None, count
     if choice.sparsity and coded.kind != "dense":
-        packed = reader.take("masks", coded.mask_bytes).numpy()
-        mask = _decode_mask(packed, coded, choice.sparsity, count)
-    stored = count if mask is None else count - round(choice.sparsity * count)
-    codes = unpack(reader.take("codes", coded.code_bytes).numpy(), choice.bits, stored) + levels.low
-    if mask is not None:
+        packed = parts.take("masks", coded.mask_bytes).numpy()
+        mask = decode_mask(packed, coded, choice.sparsity, count)
+        stored = count - round(choice.sparsity * count)
         if int(mask.sum()) != stored:
             raise InputError("holds a mask with a wrong number of survivors")
+    codes = unpack(parts.take("codes", coded.code_bytes).numpy(), choice.bits, stored) + levels.low
+    if mask is not None:
         full = np.zeros(count, np.int64)
         full[mask] = codes
         codes = full
-    scale = reader.take("scales", channels).float()
+    scale = parts.take("scales", channels).float()
     if layer.bias is not None:
-        layer.bias.copy_(reader.take("biases", channels).float())
+        layer.bias.copy_(parts.take("biases", channels).float())
     activations = []
-    for _ in range(entry.ranges):
+    for factor, zero_point in parts.take("ranges", 2 * entry.ranges).reshape(-1, 2).tolist():
         assert entry.activation_bits is not None
-        factor, zero_point = reader.take("ranges", 2).tolist()
+        if not math.isfinite(factor) or not 0 <= zero_point < 2**entry.activation_bits:
+            raise InputError(f"has an impossible activation range in '{entry.name}'")
         activations.append(ActivationRange(factor, round(zero_point), entry.activation_bits))
     mask_tensor = None if mask is None else torch.from_numpy(mask.reshape(entry.shape))
     layer.load_stored(

@@ -11,7 +11,7 @@ from torch import Tensor
 from hsq_env.accuracy import Scale, scale_of
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.shortcuts import Shortcuts
-from hsq_env.states import KeptStates
+from hsq_env.states import KeptStates, straight
 from hsq_env.student import evaluate
 from hsq_env.task import QuickMetric, Stage, Task
 from hsq_env.teacher import Teacher
@@ -61,6 +61,13 @@ class Judge:
             scale = Scale(evaluate(self.teacher.task, self.teacher.stages, "search"), scale.untreated)
         metric, divergence = self._measure(stages)
         return scale.accuracy(metric), divergence
+
+    def measure_anew(self, stages: Sequence[Stage]) -> tuple[float, float]:
+        """``measure`` of a student that no steps led to: nothing kept is used."""
+        other = self.fork()
+        other.kept.reset()
+        other.kept.enter(straight(0, len(stages)))
+        return other.measure(stages)
 
     def _measure(self, stages: Sequence[Stage]) -> tuple[float, float]:
         """Metric and divergence."""

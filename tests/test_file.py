@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import nn
 
 from detectors.errors import InputError
 from hsq_env.choices import Choice
-from hsq_env.file import VERSION, load_hsq, pack, read_header, save_hsq, student_bytes, unpack
+from hsq_env.coding import pack, restore, shrink, unpack
+from hsq_env.file import VERSION, load_hsq, read_header, save_hsq, student_bytes
 from hsq_env.finetuning import finetune_all
 from hsq_env.pruning import magnitude_mask
 from hsq_env.student import LayerInfo, Student, trace_layers
@@ -41,10 +43,10 @@ def student(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> Student:
     return made
 
 
-@pytest.fixture
-def path(student: Student, tmp_path: Path) -> Path:
-    """A good file."""
-    save_hsq(student, tmp_path / "model.hsq")
+@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
+def path(student: Student, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A good file of either version."""
+    (tmp_path / "model.hsq").write_bytes(student_bytes(student, coded=request.param == 2))
     return tmp_path / "model.hsq"
 
 
@@ -200,12 +202,25 @@ def refusal(path: Path, model: nn.Module | None = None) -> str:
     return texts[0]
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the JSON header of a good file."""
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object], data: Callable[[bytes], bytes] = bytes) -> None:
+    """Change the JSON header of a good file, version included, and what follows it; the checksum stays right."""
     with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["hsq"])
+        top = json.loads(file.metadata()["hsq"])
+    tensors = load_file(path)
+    if top["version"] == 1:
+        change(top)
+        save_file(tensors, path, {"hsq": json.dumps(top)})
+        return
+    header = json.loads(restore(tensors["header"].numpy().tobytes(), top["header_bytes"]))
+    header["version"] = top.pop("version")
     change(header)
-    save_file(load_file(path), path, {"hsq": json.dumps(header)})
+    if "version" in header:
+        top["version"] = header.pop("version")
+    described, body = json.dumps(header).encode(), data(tensors["data"].numpy().tobytes())
+    stored = shrink(described)
+    top |= {"header_bytes": len(described), "crc32": zlib.crc32(body, zlib.crc32(stored))}
+    found = {name: np.frombuffer(part, np.uint8).copy() for name, part in (("header", stored), ("data", body))}
+    save_file({name: torch.from_numpy(part) for name, part in found.items()}, path, {"hsq": json.dumps(top)})
 
 
 def test_a_missing_file() -> None:
@@ -252,6 +267,34 @@ def test_a_damaged_header(path: Path, change: Callable[[dict[str, Any]], None]) 
     assert "damaged header" in refusal(path)
 
 
+NOT_SIZES = (None, -1, 1.5, "x", [[]], 1e300)
+IMPOSSIBLE = {
+    0: (None, -1, [[]]),
+    1: (*NOT_SIZES, True, [], [-4], [0], [2**70], [1, 1, 1, 1, 1, 1]),
+    2: NOT_SIZES,
+    3: NOT_SIZES[1:],
+    4: NOT_SIZES[1:],
+    5: (*NOT_SIZES[1:], True, 1, 9),
+    6: (*NOT_SIZES, True, 2000),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in IMPOSSIBLE.items() for v in values])
+def test_a_layer_of_an_impossible_kind(path: Path, field: int, value: Any) -> None:
+    def change(header: dict[str, Any]) -> None:
+        header["layers"][2][field] = value
+
+    rewrite(path, change)
+    with pytest.raises(InputError) as error:
+        load_hsq(path, TinyNet())
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_header_nested_without_end(path: Path) -> None:
+    save_file(load_file(path), path, {"hsq": '{"version":' + "[" * 100_000})
+    assert "damaged header" in refusal(path)
+
+
 def test_a_header_that_is_no_json(path: Path) -> None:
     save_file(load_file(path), path, {"hsq": "{"})
     assert "damaged header" in refusal(path)
@@ -262,13 +305,143 @@ def test_another_model(path: Path, model: nn.Module) -> None:
     assert "belongs to another model or is damaged" in refusal(path, model)
 
 
+@pytest.mark.parametrize("path", [1], indirect=True)
 @pytest.mark.parametrize("name", ["codes", "masks", "scales", "biases", "ranges"])
-def test_a_tensor_that_is_too_short(path: Path, name: str) -> None:
+def test_a_tensor_that_is_too_short_or_too_long_or_of_another_type(path: Path, name: str) -> None:
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     save_file({**tensors, name: tensors[name][:-1].clone()}, path, metadata)
     assert f"ends within '{name}'" in refusal(path, TinyNet())
+    save_file({**tensors, name: torch.cat([tensors[name], tensors[name][:1]])}, path, metadata)
+    assert f"more '{name}'" in refusal(path, TinyNet())
+    save_file({**tensors, name: tensors[name].to(torch.int64)}, path, metadata)
+    assert f"ends within '{name}'" in refusal(path, TinyNet())
+
+
+# ---- version 2
+
+
+@pytest.fixture
+def coded(student: Student, tmp_path: Path) -> Path:
+    """A good file of version 2."""
+    (tmp_path / "model.hsq").write_bytes(student_bytes(student))
+    return tmp_path / "model.hsq"
+
+
+def test_both_versions_hold_the_same_student(student: Student, tmp_path: Path) -> None:
+    states = []
+    for coded in (False, True):
+        (tmp_path / "model.hsq").write_bytes(student_bytes(student, coded))
+        model = TinyNet()
+        header = load_hsq(tmp_path / "model.hsq", model)
+        states.append({**model.state_dict(), "masks": [getattr(m, "mask", None) for m in model.modules()]})
+        assert header.plan() == student.plan()
+    for name, value in states[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, states[1][name]), name
+
+
+def test_the_smaller_version_is_written(student: Student) -> None:
+    plain, small = student_bytes(student, coded=False), student_bytes(student)
+    assert len(small) < len(plain) and b'"version\\":2' in small[:400] and b'"version\\":1' in plain[:400]
+
+
+def test_one_code_everywhere_takes_next_to_nothing(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    student = Student(tiny, infos)
+    for index in range(len(infos)):
+        student.compress(index, Choice(4))
+    before = len(student_bytes(student))
+    for layer in student.layers:
+        assert layer.codes is not None
+        layer.codes.zero_()
+    assert len(student_bytes(student)) < before - sum(layer.weight.numel() for layer in student.layers) / 3
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["nothing", "noise", "alike"])
+def test_restore_inverts_shrink(width: int, kind: str) -> None:
+    content = {"nothing": b"", "noise": np.random.default_rng(0).bytes(4000), "alike": bytes([1, 2, 3, 4] * 1000)}[kind]
+    stored = shrink(content, width)
+    assert restore(stored, len(content), width) == content
+    assert len(stored) < len(content) if kind == "alike" else stored == content
+
+
+def test_a_frame_of_another_length_is_never_decoded() -> None:
+    bomb = shrink(bytes(10**7))
+    assert len(bomb) < 1000
+    for length in (10**7 - 1, 10**7 + 1, 2**62, 0, 10):
+        with pytest.raises(InputError, match="wrong length"):
+            restore(bomb, length)
+    for damaged in (bomb[:-1], bomb + b"x", b"x" + bomb[1:]):
+        with pytest.raises(InputError):
+            restore(damaged, 10**7)
+
+
+def test_a_changed_byte_is_seen(coded: Path) -> None:
+    content = bytearray(coded.read_bytes())
+    content[-10] ^= 1
+    coded.write_bytes(content)
+    assert "checksum" in refusal(coded)
+
+
+def _longer(header: dict[str, Any]) -> None:
+    header["layers"][3][8] += 1
+
+
+def _shifted(header: dict[str, Any]) -> None:
+    header["layers"][3][8] += 1
+    header["layers"][4][8] -= 1
+
+
+def _no_lengths(header: dict[str, Any]) -> None:
+    header["layers"] = [layer[:7] for layer in header["layers"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_longer, "bytes of parts"),
+        (_no_lengths, "without lengths"),
+        (lambda h: h["parts"].update(scales=-1), "lengths of parts"),
+        (lambda h: h["parts"].update(jokes=0), "lengths of parts"),
+        (lambda h: h.pop("rest"), "damaged header"),
+    ],
+    ids=["longer", "no lengths", "negative", "unknown part", "no rest"],
+)
+def test_lengths_that_cannot_be(coded: Path, change: Callable[[dict[str, Any]], object], text: str) -> None:
+    rewrite(coded, change)
+    assert text in refusal(coded)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _shifted,
+        lambda h: h["rest"].update(dict.fromkeys(list(h["rest"])[:1], 0)),
+        lambda h: h.update(rest=dict(reversed(h["rest"].items()))),
+        lambda h: h["layers"].append(h["layers"][0]),
+        lambda h: h.update(layers=h["layers"][:-1]),
+    ],
+    ids=["shifted", "empty rest", "order of the rest", "layer twice", "layer missing"],
+)
+def test_parts_that_do_not_fit_the_model(coded: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    rewrite(coded, change)
+    with pytest.raises(InputError) as error:
+        load_hsq(coded, TinyNet())
+    assert str(coded) in str(error.value)
+
+
+def test_a_header_that_would_fill_the_memory(coded: Path) -> None:
+    bomb = shrink(b" " * 10**8)
+    assert len(bomb) < 20_000
+    metadata = {"version": 2, "header_bytes": 10**8, "crc32": zlib.crc32(bomb)}
+    tensors = {
+        "header": torch.frombuffer(bytearray(bomb), dtype=torch.uint8),
+        "data": torch.zeros(0, dtype=torch.uint8),
+    }
+    save_file(tensors, coded, {"hsq": json.dumps(metadata)})
+    assert "damaged header" in refusal(coded)
 
 
 # ---- writing

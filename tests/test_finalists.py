@@ -29,8 +29,8 @@ def env(tiny: TinyTask) -> HSQEnv:
     return HSQEnv(tiny, sparsity_pattern="n:m", activation_bits=6)
 
 
-def episode(plan: Plan, source: str = "dqn") -> Episode:
-    return Episode(source, plan, 1.0, 0.9, 6.0, 1.0, divergence=0.25)
+def episode(plan: Plan, source: str = "dqn", target: float | None = None) -> Episode:
+    return Episode(source, plan, 1.0, 0.9, 6.0, 1.0, divergence=0.25, target_ratio=target)
 
 
 def uniform(env: HSQEnv, choice: Choice) -> Plan:
@@ -56,15 +56,30 @@ def test_a_diverged_student_falls_back_to_the_plan_alone(tiny: TinyTask) -> None
     assert torch.equal(student_logits(finetuned_student(env, plan, 9, "")), student_logits(expected))
 
 
-def test_the_best_on_the_search_split_wins(tiny: TinyTask, env: HSQEnv) -> None:
+@pytest.mark.parametrize("target", [None, 6.0])
+def test_the_best_on_the_search_split_wins(tiny: TinyTask, env: HSQEnv, target: float | None) -> None:
+    """By the metric without a target, by the divergence with one."""
     plans = [uniform(env, c) for c in (Choice(2, 0.75), Choice(8), Choice(2, 0.5))]
-    winner, student, rows = choose(env, [episode(p, f"plan {i}") for i, p in enumerate(plans)], 0, nothing)
-    scores = [evaluate(tiny, finetuned_student(env, plan, 0, "").stages, "search") for plan in plans]
-    assert max(scores) == scores[1] > scores[2]
+    entered = [episode(p, f"plan {i}", target) for i, p in enumerate(plans)]
+    winner, student, rows = choose(env, entered, 0, nothing)
+    students = [finetuned_student(env, plan, 0, "") for plan in plans]
+    scores = [evaluate(tiny, student.stages, "search") for student in students]
+    divergences = [env.compressor.judge.measure_anew(student.stages)[1] for student in students]
+    assert max(scores) == scores[1] > scores[2] and min(divergences) == divergences[1]
     assert winner.plan == student.plan() == plans[1]
     assert rows == [
-        {"source": f"plan {i}", "divergence": 0.25, "finetuned_search_map": score} for i, score in enumerate(scores)
+        {"source": f"plan {i}", "divergence": 0.25, "finetuned_search_map": score, "finetuned_divergence": divergence}
+        for i, (score, divergence) in enumerate(zip(scores, divergences, strict=True))
     ]
+
+
+def test_metric_and_divergence_may_disagree(env: HSQEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = [uniform(env, c) for c in (Choice(2, 0.75), Choice(8))]
+    monkeypatch.setattr("agents.finalists.evaluate", lambda task, stages, split: next(scores))
+    for target, expected in ((None, 0), (6.0, 1)):
+        scores = iter([0.9, 0.1])
+        winner, _, _ = choose(env, [episode(plan, target=target) for plan in plans], 0, nothing)
+        assert winner.plan == plans[expected]
 
 
 def test_among_equals_the_first_wins(env: HSQEnv) -> None:

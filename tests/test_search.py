@@ -25,7 +25,15 @@ from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import evaluate
 
 METHODS = ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
-SETTINGS: dict[str, Any] = {"episodes": 2, "finetune_steps": 8, "target_ratio": 7.0, "seed": 3, "surrogate": False}
+SETTINGS: dict[str, Any] = {
+    "episodes": 2,
+    "finetune_steps": 8,
+    "finalists": 2,
+    "target_ratio": 7.0,
+    "seed": 3,
+    "surrogate": False,
+    "playoff": 0,
+}
 
 
 def nothing(message: str) -> None:

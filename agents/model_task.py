@@ -1,0 +1,66 @@
+"""From a ``.hsq`` file to the model in it, and to a task around it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from detectors.coco import load_folder
+from detectors.errors import InputError
+from detectors.task import SHAPES, DetectionTask, shapes_folder
+from detectors.teacher import DetectorSpec, freeze, spec_from_json
+from hsq_env.file import load_hsq, read_header
+from hsq_env.make import Made
+from hsq_env.parts import HsqHeader
+from restorers.images import PHOTOS, load_photos
+from restorers.networks import DnCNN, SuperResolver
+from restorers.task import SMALLEST_PATCH, RestorationTask
+from restorers.teacher import RestorerSpec
+
+
+def load_model(file: Path) -> tuple[nn.Module, DetectorSpec | RestorerSpec]:
+    """The network of a file, frozen, and what describes it.
+
+    :raises InputError: if the file cannot be used, or holds a network that is not one of this project's
+    """
+    header = read_header(file)
+    try:
+        made = RestorerSpec(**header.model) if "restorer" in header.model else spec_from_json(header.model)
+        with torch.device("meta"):
+            unallocated = made.build_folded()
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"{file} holds a model that this command cannot build: load it with hsq_env.load_hsq."
+        ) from error
+    if _elsewhere(unallocated, header) > file.stat().st_size:
+        raise InputError(f"{file} holds less than the model that it speaks of: it is damaged.")
+    model = made.build_folded()
+    load_hsq(file, model)
+    return freeze(model), made
+
+
+def _elsewhere(model: nn.Module, header: HsqHeader) -> int:
+    """Elements of a model that are in none of the header's layers; they are stored in a byte or more each."""
+    state = model.state_dict()
+    shapes = {entry.name: entry.shape for entry in header.layers}
+    of_layers = {n for n, t in state.items() if shapes.get(n.rpartition(".")[0]) == tuple(t.shape)}
+    return sum(t.numel() for n, t in state.items() if n not in of_layers)
+
+
+def model_task(file: Path, dataset: str | None, splits: Sequence[str] | None = None) -> Made:
+    """A task whose teacher is a ``.hsq`` file's model.
+
+    :param dataset: the embedded data of the model's kind when None
+    :raises InputError: if the file or the data cannot be used
+    """
+    model, spec = load_model(file)
+    if isinstance(spec, RestorerSpec):
+        assert isinstance(model, DnCNN | SuperResolver)
+        patch, name = SMALLEST_PATCH * spec.scale, dataset or PHOTOS
+        photos = load_photos(name, spec.channels, patch, splits)
+        return RestorationTask(name, model, spec, photos, pool_images=1, calibration_images=1, patch=patch)
+    name = dataset or SHAPES
+    folder = shapes_folder() if name == SHAPES else Path(name)
+    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
+    return DetectionTask(name, model, spec, loaded, search_images=None, pool_images=1, calibration_images=1)
