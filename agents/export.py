@@ -2,22 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 from tqdm import tqdm
 
 from agents.model_task import model_task
 from detectors.errors import InputError
+from detectors.export import traceable_detections
+from detectors.task import DetectionTask
 from detectors.teacher import write_atomically
 from hsq_env.make import Made
-from hsq_env.onnx_file import onnx_bytes, outputs_of
+from hsq_env.onnx_file import onnx_bytes, outputs_of, with_metadata
+from hsq_env.onnx_integer import integer_form
 from hsq_env.states import run
 
 # Of the metric, between the student and the ONNX file: onnxruntime adds up in another order and with rounded biases, so
 # that activations next to a rounding boundary fall on its other side, and everything behind them changes a little.
 TOLERANCES = {"mAP": 0.002, "PSNR": 0.01}
+CALIBRATION_IMAGES = 32  # for the spans of what convolutions put out; one alone cost 0.7 points of mAP
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Exported:
     :param metric: name of the two figures
     :param student: of the ``.hsq`` file's model, on the test split
     :param runtime: of the ONNX file in onnxruntime, on the same images
+    :param outputs: names of what the file puts out
+    :param arithmetic: "integer" or "float", see ``export``
     """
 
     onnx: str
@@ -38,44 +49,94 @@ class Exported:
     metric: str
     student: float
     runtime: float
+    outputs: tuple[str, ...] = ()
+    arithmetic: str = "float"
 
     @property
     def agrees(self) -> bool:
         """Whether both figures are the same within ``TOLERANCES``."""
-        return abs(self.student - self.runtime) <= TOLERANCES.get(self.metric, 0.0)
+        return _agree(self.metric, self.student, self.runtime)
 
     def to_json(self) -> dict[str, Any]:
         """For a script."""
         return {**asdict(self), "agrees": self.agrees}
 
 
-def export(file: Path, onnx: Path, dataset: str | None = None, splits: Sequence[str] | None = None) -> Exported:
+def export(
+    file: Path,
+    onnx: Path,
+    dataset: str | None = None,
+    splits: Sequence[str] | None = None,
+    post_processing: bool = False,
+    arithmetic: str = "auto",
+) -> Exported:
     """Write an ONNX file and measure it beside the student, on the test split.
 
     :param file: a ``.hsq`` file
     :param dataset: data of the model's kind; the embedded data when None
+    :param post_processing: of a detector: boxes, scores and labels of one image at a time in place of the head's
+        outputs
+    :param arithmetic: "integer" rounds what convolutions put out as well, so that onnxruntime computes them in
+        integers (``hsq_env.onnx_integer``); "float" does not; "auto" does where it costs no more than the tolerance on
+        the search split
     :raises InputError: if a file or the data cannot be used
     """
     if onnx.is_dir() or not onnx.parent.is_dir():
         raise InputError(f"{onnx} cannot be written: give a file in a folder that exists (--onnx FILE).")
-    task = model_task(file, dataset, splits)
-    content = onnx_bytes(task.teacher, task.stages, task.calibration()[0].images)
+    task = model_task(file, dataset, splits, CALIBRATION_IMAGES)
+    if post_processing and not isinstance(task, DetectionTask):
+        raise InputError(f"{file} holds a restorer, which has no post-processing: leave --post-processing out.")
+    finish = traceable_detections if post_processing else None
+    make = partial(onnx_bytes, task.teacher, task.stages, task.calibration()[0].images, finish)
+    exact = make()
+    content = exact if arithmetic == "float" else integer_form(make(True), _calibration(task, post_processing))
+    if arithmetic == "auto":
+        student, runtime, _ = _metrics(task, content, post_processing, "search")
+        if not _agree(task.metric_name, student, runtime):
+            content = exact
+    used = "float" if content is exact else "integer"
+    content = with_metadata(content, task.describe())
+    student, runtime, outputs = _metrics(task, content, post_processing, "test")
     write_atomically(onnx, content)
-    student, runtime = _metrics(task, content)
-    return Exported(str(onnx), len(content), file.stat().st_size, task.metric_name, student, runtime)
+    return Exported(str(onnx), len(content), file.stat().st_size, task.metric_name, student, runtime, outputs, used)
+
+
+def _agree(metric: str, student: float, runtime: float) -> bool:
+    return abs(student - runtime) <= TOLERANCES.get(metric, 0.0)
+
+
+def _calibration(task: Made, one_by_one: bool) -> list[NDArray[np.float32]]:
+    """Training images, in batches or one by one."""
+    batches: list[NDArray[np.float32]] = [batch.images.cpu().numpy() for batch in task.calibration()]
+    return [image[None] for batch in batches for image in batch] if one_by_one else batches
 
 
 @torch.no_grad()
-def _metrics(task: Made, content: bytes) -> tuple[float, float]:
-    """Of the model and of the ONNX file, on the same batches of the test split."""
+def _metrics(task: Made, content: bytes, post_processing: bool, split: str) -> tuple[float, float, tuple[str, ...]]:
+    """Of the model and of the ONNX file, on the same batches, and the file's outputs."""
     stages, found = task.stages(task.teacher), outputs_of(content, torch.get_num_threads())
-    batches: Sequence[Any] = task.evaluation("test")
+    batches: Sequence[Any] = task.evaluation(split)
     ours: list[Any] = []
     theirs: list[Any] = []
     for batch in tqdm(batches, "measuring", disable=None, leave=False):
         state: dict[str, Any] = run(stages, {"images": batch.images})
-        computed = found(batch.images.cpu().numpy())
-        outputs = {name: torch.from_numpy(value).to(batch.images.device) for name, value in computed.items()}
         ours.append(task.predictions(state, batch))
-        theirs.append(task.predictions({**state, **outputs}, batch))
-    return task.metric(ours, "test"), task.metric(theirs, "test")
+        if post_processing:
+            pieces = [_tensors(found(image[None].cpu().numpy())) for image in batch.images]
+            names = tuple(pieces[0])
+            theirs.append([_clipped(d, size) for d, size in zip(pieces, batch.image_sizes, strict=True)])
+        else:
+            computed = _tensors(found(batch.images.cpu().numpy()))
+            names = tuple(computed)
+            outputs = {name: value.to(batch.images.device) for name, value in computed.items()}
+            theirs.append(task.predictions({**state, **outputs}, batch))
+    return task.metric(ours, split), task.metric(theirs, split), names
+
+
+def _tensors(computed: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in computed.items()}
+
+
+def _clipped(found: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Detections on a padded image, without what lies in the padding."""
+    return {**found, "boxes": clip_boxes_to_image(found["boxes"], size)}

@@ -89,4 +89,5 @@ def measure(
         folder.write_plan(student.plan(), target)  # together with its file, lest an interruption comes between
         add(name, student, folder.named("model.hsq", target))
         methods[name]["source"] = episode.source
+        methods[name]["choices"] = [[c.bits, c.sparsity] for c in student.plan().choices]
     return methods

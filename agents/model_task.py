@@ -48,19 +48,23 @@ def _elsewhere(model: nn.Module, header: HsqHeader) -> int:
     return sum(t.numel() for n, t in state.items() if n not in of_layers)
 
 
-def model_task(file: Path, dataset: str | None, splits: Sequence[str] | None = None) -> Made:
+def model_task(
+    file: Path, dataset: str | None, splits: Sequence[str] | None = None, calibration_images: int = 1
+) -> Made:
     """A task whose teacher is a ``.hsq`` file's model.
 
     :param dataset: the embedded data of the model's kind when None
+    :param calibration_images: training images that are made ready
     :raises InputError: if the file or the data cannot be used
     """
+    images = {"pool_images": 1, "calibration_images": calibration_images}
     model, spec = load_model(file)
     if isinstance(spec, RestorerSpec):
         assert isinstance(model, DnCNN | SuperResolver)
         patch, name = SMALLEST_PATCH * spec.scale, dataset or PHOTOS
         photos = load_photos(name, spec.channels, patch, splits)
-        return RestorationTask(name, model, spec, photos, pool_images=1, calibration_images=1, patch=patch)
+        return RestorationTask(name, model, spec, photos, patch=patch, **images)
     name = dataset or SHAPES
     folder = shapes_folder() if name == SHAPES else Path(name)
     loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
-    return DetectionTask(name, model, spec, loaded, search_images=None, pool_images=1, calibration_images=1)
+    return DetectionTask(name, model, spec, loaded, search_images=None, **images)

@@ -85,9 +85,45 @@ def print_exported(exported: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(exported))
         return
     compared = f"{exported['metric']} {exported['runtime']:.4f} in onnxruntime, {exported['student']:.4f} in PyTorch"
-    print(f"wrote {exported['onnx']}, {exported['bytes']:,} bytes ({exported['hsq_bytes']:,} as .hsq): {compared}")
+    sizes = f"{exported['bytes']:,} bytes ({exported['hsq_bytes']:,} as .hsq)"
+    print(f"wrote {exported['onnx']}, {sizes}, {exported['arithmetic']} arithmetic: {compared}")
     if not exported["agrees"]:
         print("The two are further apart than they should be: do not use this file.")
+
+
+def print_bench(found: dict[str, Any], as_json: bool) -> None:
+    """A table, or JSON."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    height, width = found["image"]
+    table = Table(title=f"{found['file']}, {height}x{width} pixels, median of {found['repeats']}")
+    for column in ("threads", "float32", "compressed", "times faster"):
+        table.add_column(column, justify="right")
+    for row in found["speeds"]:
+        milliseconds = (f"{1000 * row[name]:.1f} ms" for name in ("float32", "compressed"))
+        table.add_row(str(row["threads"]), *milliseconds, f"{row['times']:.2f}")
+    console = Console()
+    console.print(table)
+    sizes, (integer, of) = found["bytes"], found["integer"]
+    console.print(f"{sizes[0]:,} and {sizes[1]:,} bytes as ONNX; {integer} of {of} convolutions in integers")
+
+
+def print_leaderboard(rows: Sequence[dict[str, Any]], refused: dict[str, str]) -> None:
+    """The table of ``hsq leaderboard``, and what could not be checked."""
+    table = Table(title="checked runs")
+    for column in ("run", "data", "lost", "bytes", "ratio", ""):
+        table.add_column(column, justify="right" if column in ("lost", "bytes", "ratio") else "left")
+    for row in rows:
+        unit, factor = LOST.get(row["metric"], ("lost", 1.0))
+        name = row["run"] if row["name"] == "hsq" else f"{row['run']} ({row['name'].removeprefix('hsq-')}x)"
+        verdict = "best of its size" if row["front"] else "" if row["holds"] else "wrong: " + ", ".join(row["broken"])
+        lost = f"{factor * row['lost']:.2f} {unit.removesuffix(' lost')}"
+        table.add_row(name, row["dataset"], lost, f"{row['bytes']:,}", f"{row['ratio']:.2f}x", verdict)
+    console = Console()
+    console.print(table)
+    for sentence in refused.values():
+        console.print(f"not checked: {sentence}")
 
 
 def print_info(file: Path, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """The folder that a search writes: refused if it holds something, every file whole or absent."""
 
+import hashlib
 import io
 import json
 import os
@@ -63,6 +64,11 @@ class RunFolder:
         """Write ``model.hsq``, or that of one target of several, as ``student_bytes`` made it."""
         write_atomically(self.path / self.named("model.hsq", target), content)
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every model and plan that the folder holds, by path within it."""
+        files = [path for kind in ("*.hsq", "*.safetensors", "plan*.json") for path in self.path.rglob(kind)]
+        return {str(path.relative_to(self.path)): digest_of(path) for path in sorted(files)}
+
     def write_policy(self, agent: BaseAlgorithm) -> None:
         """Write ``policy.zip``, which SB3's ``load`` reads, and ``replay.npz`` if the agent has a replay."""
         content = io.BytesIO()
@@ -76,3 +82,9 @@ class RunFolder:
         """Write ``teacher.safetensors``; its size on disk in bytes."""
         write_atomically(self.path / "teacher.safetensors", content)
         return (self.path / "teacher.safetensors").stat().st_size
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,6 +38,7 @@ def search(
     reward: str = "divergence",
     beta: float | None = None,
     model: str = "",
+    task_settings: dict[str, Any] | None = None,
     say: Callable[[str], None] = tqdm.write,
     **env_arguments: Any,
 ) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def search(
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param beta: weight of accuracy in the reward; None for 1 with a target, which bounds the size already, else 0.95
     :param model: name for the result file
+    :param task_settings: arguments of ``hsq_env.make.make_task`` that make the same task again from the teacher that
+        the run writes; without them the record cannot be replayed
     :param say: prints a line
     :param env_arguments: of ``HSQEnv``
     :return: the content of ``result.json``
@@ -87,7 +90,7 @@ def search(
     teacher_bytes = folder.write_teacher(task.teacher_file())
     targets = list(env.budgets)
     settings = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
-    header = {
+    header: dict[str, Any] = {
         "dataset": task.name,
         "model": model,
         "metric": task.metric_name,
@@ -105,6 +108,13 @@ def search(
         "surrogate": explorer.surrogate and explorer.returns and bool(explorer.warm_start),
         "target_accuracy": target_accuracy,
     }
+    if task_settings is not None:
+        header["rebuild"] = {
+            "task": task_settings,
+            "activation_bits": env.student.activation_bits,
+            "sparsity_pattern": env.student.pattern,
+            "bfloat16": env.compressor.repair.bfloat16,
+        }
     agents: list[Any] = []  # there is one as soon as it begins
     try:
         agent = explorer.run(env, log, str(folder.path / "tensorboard"), on_agent=agents.append)
@@ -138,6 +148,7 @@ def search(
         },
         "methods": figures,
         "candidates": candidates if folder.several else candidates[str(targets[0])],
+        "sha256": folder.digests(),
         **_record(log, explorer.algo, started),
     }
     folder.write_json("result.json", result)

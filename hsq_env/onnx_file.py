@@ -8,6 +8,7 @@ some are pruned they are {-3, -1, 1, 3} half scales beside zero, which take 4 bi
 
 import copy
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from hsq_env.layers import CompressedLayer
+from hsq_env.onnx_tidy import tidied
 from hsq_env.quantizers import ActivationRange, weight_levels
 from hsq_env.states import run
-from hsq_env.task import Stage
+from hsq_env.task import Stage, State
 
 EXPORTED_OPSET = 18  # of the network before weights are replaced
 SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
 OPSETS = {8: 21, 4: 21, 2: 25}  # the first in which they are known
 Stages = Callable[[nn.Module], Sequence[Stage]]
+Finish = Callable[[Any, State, Tensor], dict[str, Tensor]]  # what post-processing makes of a model's last state
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,18 @@ class RawOutputs(nn.Module):
     """A network from images to the tensors that its last stage puts out.
 
     :param stages: makes the forward pass of ``model``
+    :param finish: makes of the model, the last stage's state and the images what is put out in place of that state
     """
 
-    def __init__(self, model: nn.Module, stages: Stages) -> None:
+    def __init__(self, model: nn.Module, stages: Stages, finish: Finish | None = None) -> None:
         super().__init__()
-        self.model, self._stages = model, stages(model)
+        self.model, self._stages, self._finish = model, stages(model), finish
 
     def state(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
         found = run(self._stages, {"images": images})
+        if self._finish is not None:
+            return self._finish(self.model, found, images)
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -80,23 +86,30 @@ class RawOutputs(nn.Module):
         return tuple(self.state(images).values())
 
 
-def onnx_bytes(model: nn.Module, stages: Stages, images: Tensor) -> bytes:
+def onnx_bytes(
+    model: nn.Module, stages: Stages, images: Tensor, finish: Finish | None = None, widen: bool = False
+) -> bytes:
     """The content of an ONNX file with the input "images" and the last stage's outputs by name.
 
     :param model: with layers that carry choices, as ``load_hsq`` leaves it
     :param stages: makes the forward pass of a model
     :param images: (N, C, H, W), any on which the network runs; the file takes others too
+    :param finish: post-processing that can be traced, of one image; the file then takes one image at a time
+    :param widen: let weights of fewer than 8 bits be turned into 8 bits when the file is loaded; only then does
+        onnxruntime 1.31 compute with them in integers
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer) and m.choice is not None}
-    graph = _Graph(_exported(model, stages, images))
+    graph = _Graph(_exported(model, stages, images, finish))
     for name, layer in layers.items():
-        graph.store_weight(f"model.{name}.weight", StoredWeight.of(layer))
+        graph.store_weight(f"model.{name}.weight", StoredWeight.of(layer), widen)
         graph.quantize_inputs(f"model.{name}.weight", layer.activations)
+        if layer.bias is not None:
+            graph.store_bias(f"model.{name}.bias")
     return graph.finished()
 
 
 @torch.no_grad()
-def _exported(model: nn.Module, stages: Stages, images: Tensor) -> onnx.ModelProto:
+def _exported(model: nn.Module, stages: Stages, images: Tensor, finish: Finish | None) -> onnx.ModelProto:
     """The network with weights under the names of its parameters; those of layers with choices mean nothing yet."""
     plain, generator = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
     for layer in plain.modules():
@@ -106,8 +119,9 @@ def _exported(model: nn.Module, stages: Stages, images: Tensor) -> onnx.ModelPro
             if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
             layer.forget()
-    network, file = RawOutputs(plain, stages), io.BytesIO()
-    images = images.cpu()
+    network, file = RawOutputs(plain, stages, finish), io.BytesIO()
+    images = images.cpu() if finish is None else images[:1].cpu()
+    free = {2: "height", 3: "width"} if finish is not None else {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's age, and of shapes that are constants: they are meant to be
         torch.onnx.export(
@@ -119,9 +133,19 @@ def _exported(model: nn.Module, stages: Stages, images: Tensor) -> onnx.ModelPro
             do_constant_folding=False,  # it would rename weights
             input_names=["images"],
             output_names=list(network.state(images)),
-            dynamic_axes={"images": {0: "batch", 2: "height", 3: "width"}},
+            dynamic_axes={"images": free},
         )
     return onnx.load_from_string(file.getvalue())
+
+
+def with_metadata(content: bytes, described: dict[str, Any]) -> bytes:
+    """The content of a file whose metadata entry "hsq" is a JSON text.
+
+    :param described: what a user of the file has to know, e.g. ``Task.describe()``
+    """
+    model = onnx.load_from_string(content)
+    helper.set_model_props(model, {"hsq": json.dumps(described)})
+    return model.SerializeToString()
 
 
 class _Graph:
@@ -144,19 +168,53 @@ class _Graph:
         self.weights[tensor.name] = tensor
         return tensor.name
 
+    def _widened(self, codes: str, halves: bool) -> str:
+        """Codes as 8 bits; for levels between whole numbers twice the code plus one, of half scales."""
+        if halves:
+            two, one = (self._constant(numpy_helper.from_array(np.array(n, np.int32))) for n in (2, 1))
+            wide, doubled, moved = (self._name() for _ in range(3))
+            self._first.append(helper.make_node("Cast", [codes], [wide], to=TensorProto.INT32))
+            self._first.append(helper.make_node("Mul", [wide, two], [doubled]))
+            self._first.append(helper.make_node("Add", [doubled, one], [moved]))
+            codes = moved
+        result = self._name()
+        self._first.append(helper.make_node("Cast", [codes], [result], to=TensorProto.INT8))
+        return result
+
+    def _short_number(self, values: NDArray[np.float32], kind: int) -> str:
+        """Numbers in the two bytes that they are known to fit into, turned back to float32 before the first layer."""
+        name = self._name()
+        held = self._constant(numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(kind))))
+        self._first.append(helper.make_node("Cast", [held], [name], to=TensorProto.FLOAT))
+        return name
+
+    def store_bias(self, name: str) -> None:
+        """Halve a bias, if that changes nothing; biases of a ``.hsq`` file are float16."""
+        if name not in self.weights:  # the exporter made one of several that are equal
+            return
+        values = numpy_helper.to_array(self.weights[name])
+        if np.array_equal(values, values.astype(np.float16).astype(np.float32)):
+            del self.weights[name]
+            self._first.append(helper.make_node("Identity", [self._short_number(values, TensorProto.FLOAT16)], [name]))
+
     def _number(self, value: float) -> str:
         return self._constant(numpy_helper.from_array(np.array(value, np.float32)))
 
-    def store_weight(self, name: str, stored: StoredWeight) -> None:
-        """Put codes in the place of a float initializer; every node that reads it reads them."""
+    def store_weight(self, name: str, stored: StoredWeight, widen: bool) -> None:
+        """Put codes in the place of a float initializer; every node that reads it reads them.
+
+        :param widen: see ``onnx_bytes``
+        """
         self.bits.add(stored.bits)
         del self.weights[name]
         tensor = helper.make_tensor("", SIGNED[stored.bits], stored.codes.shape, packed(stored), raw=True)
-        scale = self._constant(numpy_helper.from_array(stored.scale))
-        dequantized = name if not stored.shift else self._name()
-        inputs = [self._constant(tensor), scale]
-        self._first.append(helper.make_node("DequantizeLinear", inputs, [dequantized], axis=0))
-        if stored.shift:
+        codes, halves = self._constant(tensor), widen and stored.shift != 0
+        scale = self._short_number(stored.scale * np.float32(0.5 if halves else 1.0), TensorProto.BFLOAT16)
+        if widen and stored.bits < 8:
+            codes = self._widened(codes, halves)
+        dequantized = name if halves or not stored.shift else self._name()
+        self._first.append(helper.make_node("DequantizeLinear", [codes, scale], [dequantized], axis=0))
+        if stored.shift and not halves:
             shift = (stored.shift * stored.scale).reshape(-1, *[1] * (stored.codes.ndim - 1))
             moved = self._constant(numpy_helper.from_array(shift.astype(np.float32)))
             self._first.append(helper.make_node("Add", [dequantized, moved], [name]))
@@ -188,8 +246,6 @@ class _Graph:
     def finished(self) -> bytes:
         """The file."""
         ordered = [*self._first, *(new for node in self.nodes for new in (*self._before.get(id(node), []), node))]
-        for node in ordered:
-            node.name = node.doc_string = ""
         converted = onnx.ModelProto()
         converted.CopyFrom(self.model)
         del converted.graph.node[:], converted.graph.initializer[:], converted.graph.value_info[:]
@@ -199,6 +255,7 @@ class _Graph:
         del converted.opset_import[:]
         converted.opset_import.append(opset)
         converted.ir_version = helper.find_min_ir_version_for([opset])
+        converted = tidied(converted)
         onnx.checker.check_model(converted)
         return converted.SerializeToString()
 

@@ -1,17 +1,31 @@
 """What stands in examples/ runs as it says."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from helpers import ROOT
+from helpers import ROOT, outputs, random_plan
+from PIL import Image
 from tiny_task import TinyTask
+from torchvision.models.detection import FCOS
+from torchvision.transforms.functional import to_tensor
 
 from agents.explore import SearchLog
 from agents.find import Explorer
+from detectors.coco import load_folder
+from detectors.export import traceable_detections
+from detectors.shapes import CLASS_NAMES
+from detectors.task import DetectionTask, detection_task
+from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze
+from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
+from hsq_env.file import save_hsq
+from hsq_env.onnx_file import onnx_bytes, with_metadata
+from hsq_env.student import Student, trace_layers
 
 ZOO = """
 import gymnasium as gym
@@ -33,6 +47,58 @@ def test_a_custom_agent_learns(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) 
     assert agents[0].baseline is not None and agents[0].episode == []
     returns = [e.total_reward for e in log.episodes]
     assert sum(returns[-10:]) > sum(returns[:10])  # seeded: it gets better
+
+
+@pytest.mark.slow
+def test_onnxruntime_alone_detects_what_torchvision_does(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped teacher at 8 bits, on a picture that it finds something in."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("detect_onnx")
+    few = {"search_images": 2, "test_images": 2, "pool_images": 2, "calibration_images": 2}
+    task = detection_task(shapes_folder, None, SHIPPED_TEACHER, **few)
+    student = Student(task, trace_layers(task), 8)
+    student.apply(Plan(tuple(i.name for i in student.infos), (Choice(8),) * len(student.infos)))
+    content = onnx_bytes(student.model, task.stages, task.calibration()[0].images, traceable_detections)
+    (tmp_path / "model.onnx").write_bytes(with_metadata(content, task.describe()))
+    picture = sorted(shapes_folder.glob("test*/*.png"))[0]
+    found = example.detect(str(tmp_path / "model.onnx"), str(picture))
+    with torch.no_grad():
+        expected = student.model.eval()([to_tensor(Image.open(picture).convert("RGB"))])[0]
+    sure = [row for row in found if row[1] > 0.3]
+    assert len(sure) == int((expected["scores"] > 0.3).sum()) > 0
+    for (name, score, box), label, other, corner in zip(
+        sure, expected["labels"], expected["scores"], expected["boxes"], strict=False
+    ):
+        assert name == task.spec.classes[label] and abs(score - float(other)) < 0.05
+        assert max(abs(a - b) for a, b in zip(box, corner.tolist(), strict=True)) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+def test_a_file_loads_into_torchvisions_detector(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("load_hsq")
+    spec = DetectorSpec("fcos_resnet50", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
+    torch.manual_seed(0)
+    model = freeze(spec.build_folded())
+    assert isinstance(model, FCOS)
+    splits = load_folder(shapes_folder, spec.classes, spec.min_size, spec.max_size)
+    task = DetectionTask("shapes", model, spec, splits, calibration_images=2, pool_images=2, batch_size=2)
+    student = Student(task, trace_layers(task), 8, pattern)
+    student.apply(random_plan(student.infos, 0))
+    save_hsq(student, tmp_path / "model.hsq")
+    images = task.evaluation("test")[0].images
+    expected = outputs(task, student.model, images)
+    backbone, head = (lambda loaded: (loaded.backbone, loaded.head))(example.detector(str(tmp_path / "model.hsq")))
+    with torch.no_grad():
+        found = head(list(backbone(images).values()))
+    for name, tensor in found.items():
+        difference = (tensor - expected[name]).abs().mean() / expected[name].std()
+        assert difference < 0.02, name  # rounding: bias in the convolution or in the batch norm
 
 
 @pytest.mark.slow

@@ -7,15 +7,25 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
+from torchvision.models.detection import FCOS
 
 import agents.export
 from agents.cli import main
 from agents.export import Exported, export
 from agents.finetune import plan_of
 from agents.report import evaluate_file
+from detectors.coco import load_folder
+from detectors.detection import detect
 from detectors.errors import InputError
+from detectors.export import traceable_detections
+from detectors.fcos import fcos_stages, run_stages
+from detectors.shapes import CLASS_NAMES
+from detectors.task import DetectionTask
+from detectors.teacher import DetectorSpec, freeze
 from hsq_env.file import save_hsq
+from hsq_env.onnx_file import outputs_of
 from hsq_env.student import Student, trace_layers
 from restorers.images import load_photos
 from restorers.task import RestorationTask
@@ -49,6 +59,64 @@ def test_both_are_measured_and_agree(model: Path, photos: Path, tmp_path: Path) 
     assert found.student == pytest.approx(evaluate_file(model, str(photos), "test")["psnr"], abs=1e-9)
     assert found.bytes == (tmp_path / "model.onnx").stat().st_size and found.hsq_bytes == model.stat().st_size
     onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("arithmetic", ["integer", "float", "auto"])
+def test_arithmetic(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: str
+) -> None:
+    """What is not asked for is chosen on the search split."""
+    found = export(model, tmp_path / "model.onnx", str(photos), arithmetic=arithmetic)
+    assert found.arithmetic == ("float" if arithmetic == "float" else "integer")
+    seen = []
+    metrics = agents.export._metrics
+
+    def worse(task: Any, content: bytes, post_processing: bool, split: str) -> Any:
+        student, runtime, names = metrics(task, content, post_processing, split)
+        seen.append(split)
+        return student, runtime - (1.0 if split == "search" else 0.0), names
+
+    monkeypatch.setattr(agents.export, "_metrics", worse)
+    found = export(model, tmp_path / "model.onnx", str(photos), arithmetic=arithmetic)
+    assert seen == (["search", "test"] if arithmetic == "auto" else ["test"])
+    assert found.arithmetic == ("integer" if arithmetic == "integer" else "float") and found.agrees
+
+
+def test_restorers_have_no_post_processing(model: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no post-processing"):
+        export(model, tmp_path / "model.onnx", str(photos), post_processing=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_detections_are_torchvisions(shapes_folder: Path, tmp_path: Path) -> None:
+    """An untrained detector, with and without post-processing, on images of other sizes too."""
+    spec = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
+    torch.manual_seed(0)
+    detector = freeze(spec.build_folded())
+    assert isinstance(detector, FCOS)
+    with torch.no_grad():
+        detector.head.classification_head.cls_logits.bias.fill_(-2.0)
+    splits = load_folder(shapes_folder, spec.classes, spec.min_size, spec.max_size)
+    task = DetectionTask("shapes", detector, spec, splits, calibration_images=2, pool_images=2, batch_size=2)
+    for shape in ((64, 64), (96, 64), (40, 72)):
+        images = torch.nn.functional.interpolate(task.evaluation("test")[0].images[:1], shape)
+        with torch.no_grad():
+            state = run_stages(fcos_stages(detector), {"images": images})
+            expected = detect(detector, state, [shape], shape)[0]
+            found = traceable_detections(detector, state, images)
+        assert len(expected["scores"]) > 0
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    student = Student(task, trace_layers(task), 8)
+    student.apply(plan_of("uniform8", student.infos))
+    save_hsq(student, tmp_path / "model.hsq")
+    for post_processing, names in ((False, "cls_logits"), (True, "boxes")):
+        made = export(tmp_path / "model.hsq", tmp_path / "x.onnx", str(shapes_folder), post_processing=post_processing)
+        assert names in made.outputs and made.metric == "mAP"
+    run = outputs_of((tmp_path / "x.onnx").read_bytes())
+    nothing = run(np.zeros((1, 3, 64, 96), np.float32))
+    assert nothing["boxes"].shape[1] == 4 and len(nothing["scores"]) == len(nothing["labels"]) <= 100
+    said = json.loads(onnx.load(tmp_path / "x.onnx").metadata_props[0].value)
+    assert said["detector"] == spec.detector and tuple(said["classes"]) == spec.classes
 
 
 def test_tolerances() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agents.commands.models import evaluate, export, info, monitor
+from agents.commands.models import bench, evaluate, export, info, leaderboard, monitor, validate
 from agents.commands.search import search
 from agents.commands.training import finetune, shapes, teacher
 
@@ -11,7 +11,10 @@ COMMANDS: dict[str, Any] = {
     "monitor": monitor,
     "evaluate": evaluate,
     "export": export,
+    "bench": bench,
     "info": info,
+    "validate": validate,
+    "leaderboard": leaderboard,
     "finetune": finetune,
     "teacher": teacher,
     "shapes": shapes,

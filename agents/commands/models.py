@@ -86,6 +86,8 @@ def export(
     onnx: Path,
     dataset: str | None = None,
     splits: tuple[str, ...] | None = None,
+    post_processing: bool = False,
+    arithmetic: Literal["auto", "integer", "float"] = "auto",
     json: bool = False,
 ) -> None:
     """Write a .hsq file's network as ONNX, for any runtime, and measure it beside the student in onnxruntime.
@@ -98,15 +100,118 @@ def export(
     :param onnx: the file to write
     :param dataset: data of the model's kind, on whose test split both are measured; the embedded data if not given
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
+    :param post_processing: of a detector: boxes, scores and labels of one image at a time (threshold and non-maximum
+        suppression included) in place of the head's outputs
+    :param arithmetic: integer: what convolutions put out is rounded as well, so that onnxruntime computes them in
+        integers, several times faster; float: nothing is rounded that the student does not round; auto: integer where
+        that costs no more than the same 0.2 points or 0.01 dB on the search split
     :param json: print JSON
     """
     from agents.export import export as write
     from agents.report import print_exported
 
-    exported = write(file, onnx, dataset, splits)
+    exported = write(file, onnx, dataset, splits, post_processing, arithmetic)
     print_exported(exported.to_json(), as_json=json)
     if not exported.agrees:
         raise SystemExit(EXIT_MISSED)
+
+
+def bench(
+    file: Annotated[Path, tyro.conf.Positional],
+    size: tuple[int, int] | None = None,
+    threads: tuple[int, ...] = (1, 2),
+    repeats: int = 20,
+    json: bool = False,
+) -> None:
+    """Time a .hsq file's network beside the same one in float32, in onnxruntime on this machine's CPU.
+
+    Nothing else should compute meanwhile.
+
+    :param file: model.hsq of a search
+    :param size: height and width of the image in pixels; a detector's own if not given, 96x96 for restorers
+    :param threads: numbers of threads to time
+    :param repeats: of which the median counts
+    :param json: print JSON
+    """
+    from agents.bench import bench as measure
+    from agents.report import print_bench
+
+    print_bench(measure(file, size, threads, repeats).to_json(), as_json=json)
+
+
+def validate(
+    run: Annotated[Path, tyro.conf.Positional],
+    dataset: str | None = None,
+    splits: tuple[str, ...] | None = None,
+    replay: bool = True,
+    json: bool = False,
+) -> None:
+    """Check every figure of a finished search: files are measured anew, the plan is fine-tuned again from the teacher.
+
+    Exit code 1 if a figure does not hold; it is named.
+
+    Example: hsq validate runs/photos --dataset photos/
+
+    :param run: folder of a finished search
+    :param dataset: where its data lie here; the place in its record if not given
+    :param splits: names of the training, the search and the test split; those in its record if not given
+    :param replay: fine-tune again, as long as the search did
+    :param json: print JSON
+    """
+    import json as jsons
+    from dataclasses import asdict
+
+    from agents.validate import validate as check
+
+    checks = check(run, dataset, splits, replay, (lambda line: None) if json else print)
+    broken = [found.figure for found in checks if not found.holds]
+    if json:
+        print(jsons.dumps({"holds": not broken, "checks": [asdict(found) for found in checks]}))
+    elif broken:
+        print(f"{run} claims what does not hold: {', '.join(broken)}.")
+    else:
+        print(f"{run}: everything that it claims holds.")
+    if broken:
+        raise SystemExit(EXIT_MISSED)
+
+
+def leaderboard(
+    folder: Annotated[Path, tyro.conf.Positional],
+    dataset: str | None = None,
+    splits: tuple[str, ...] | None = None,
+    replay: bool = False,
+    json: bool = False,
+) -> None:
+    """Check all finished searches in a folder and rank them.
+
+    First come, for each data set, those that no other is both smaller and better than; last those whose claims do not
+    hold, with the figures.
+
+    :param folder: with a folder for each run
+    :param dataset: where their data lie here; the places in their records if not given
+    :param splits: names of the training, the search and the test split; those in their records if not given
+    :param replay: fine-tune every plan again too
+    :param json: print JSON
+    """
+    import json as jsons
+
+    from agents.report import print_leaderboard
+    from agents.validate import ranked, standing
+    from agents.validate import validate as check
+
+    runs = sorted(path.parent for path in folder.glob("*/result.json"))
+    if not runs:
+        raise InputError(f"{folder} holds no finished search: give the folder above them (e.g. runs/).")
+    rows, refused = [], {}
+    for run in runs:
+        try:
+            rows += standing(run, check(run, dataset, splits, replay, lambda line: None))
+        except InputError as error:
+            refused[run.name] = str(error)
+    if json:
+        print(jsons.dumps({"ranked": ranked(rows), "refused": refused}))
+    else:
+        print_leaderboard(ranked(rows), refused)
 
 
 def info(file: Annotated[Path, tyro.conf.Positional], json: bool = False) -> None:

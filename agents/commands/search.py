@@ -1,7 +1,7 @@
 """``hsq search``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 def search(
@@ -94,17 +94,13 @@ def search(
     from hsq_env.make import make_task
 
     check_new_folder(out)
-    task = make_task(
-        dataset,
-        teacher,
-        splits,
-        detector,
-        patch,
-        search_images=search_images,
-        pool_images=pool_images,
-        calibration_images=calibration_images,
-        seed=seed,
-    )
+    settings: dict[str, Any] = {
+        "search_images": search_images,
+        "pool_images": pool_images,
+        "calibration_images": calibration_images,
+        "seed": seed,
+    }
+    task = make_task(dataset, teacher, splits, detector, patch, **settings)
     result = run_search(
         task,
         out,
@@ -125,6 +121,7 @@ def search(
         finetune_steps=finetune_steps,
         finalists=finalists,
         model=task.spec.name,
+        task_settings={"dataset": dataset, "splits": splits, "patch": patch, **settings},
         distillation=distillation,
         step_minibatches=step_minibatches,
         table_megabytes=table_megabytes,

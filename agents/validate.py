@@ -1,0 +1,237 @@
+"""Whether what a run claims holds: its files are measured anew, and its plan is replayed from the record alone."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.run_folder import digest_of
+from detectors.errors import InputError
+from hsq_env.choices import Choice, Plan
+from hsq_env.compensation import apply_plan
+from hsq_env.file import load_hsq
+from hsq_env.finetuning import finetune_all
+from hsq_env.make import Made, make_task
+from hsq_env.student import Student, evaluate, trace_layers
+
+# Another machine or number of threads adds up in another order, which rounded activations make visible; a fine-tuning
+# that is repeated there takes another way. On the same machine with as many threads both are exact.
+MEASURED = {"mAP": 0.002, "PSNR": 0.01}
+REPLAYED = {"mAP": 0.01, "PSNR": 0.05}
+SHARE = 1e-6  # of a ratio
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of a record.
+
+    :param figure: its name, as ``result.json`` has it
+    :param found: what it is; a sentence where it could not be found out
+    """
+
+    figure: str
+    claimed: Any
+    found: Any
+    holds: bool
+
+    def sentence(self) -> str:
+        """For a person."""
+        if self.holds:
+            return f"{self.figure}: {_text(self.claimed)} holds (found {_text(self.found)})"
+        return f"{self.figure}: {_text(self.claimed)} does not hold (found {_text(self.found)})"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The record of a finished search.
+
+    :raises InputError: if there is none, or it lacks what is needed to check it
+    """
+    try:
+        record: dict[str, Any] = json.loads((run / "result.json").read_text())
+        key = record["metric"].lower()
+        _ = record["teacher"][key], record["teacher"]["bytes"], record["finetune_steps"], record["split"]
+        for row in record["methods"].values():
+            _ = row[key], row["bytes"], row["ratio"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} is not the folder of a finished search ({type(error).__name__}: {error}).") from error
+    if "rebuild" not in record:
+        raise InputError(
+            f"The record of {run} does not say how its task was made, as that of 'hsq search' does: search again."
+        )
+    return record
+
+
+def validate(
+    run: Path,
+    dataset: str | None = None,
+    splits: Sequence[str] | None = None,
+    replay: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[Check]:
+    """Check every figure of a run's table.
+
+    :param run: folder of a finished search
+    :param dataset: where its data lie on this machine; the place in the record when None
+    :param splits: names of the splits; those in the record when None
+    :param replay: fine-tune the plans again from the teacher, as long as the run did
+    :param say: is given a sentence for each
+    :raises InputError: if the record or the data cannot be used
+    """
+    record = read_record(run)
+    task = _task(run, record, dataset, splits)
+    checks = []
+    for check in _checks(run, record, task, replay):
+        checks.append(check)
+        say(check.sentence())
+    return checks
+
+
+def _task(run: Path, record: dict[str, Any], dataset: str | None, splits: Sequence[str] | None) -> Made:
+    made = record["rebuild"]["task"]
+    try:
+        return make_task(
+            dataset or made["dataset"],
+            run / "teacher.safetensors",
+            splits or made["splits"],
+            **{k: v for k, v in made.items() if k not in ("dataset", "splits")},
+        )
+    except TypeError as error:
+        raise InputError(f"The record of {run} does not say how its task was made ({error}): search again.") from error
+
+
+def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool) -> Iterator[Check]:
+    metric, key = task.metric_name, task.metric_name.lower()
+    if record["metric"] != metric:
+        yield Check("metric", record["metric"], metric, False)
+        return
+    for name, digest in record.get("sha256", {}).items():
+        found = digest_of(run / name) if (run / name).is_file() else "no such file"
+        yield Check(name, digest, found, digest == found)
+    teacher, size = record["teacher"], (run / "teacher.safetensors").stat().st_size
+    yield Check("teacher.bytes", teacher["bytes"], size, teacher["bytes"] == size)
+    yield _near(f"teacher.{key}", teacher[key], evaluate(task, task.stages(task.teacher), "test"), MEASURED[metric])
+    several = isinstance(record["target_ratio"], list)
+    for name, row in record["methods"].items():
+        ours = name == "hsq" or name.startswith("hsq-")
+        end = name.removeprefix("hsq") if several else ""
+        file = run / f"model{end}.hsq" if ours else run / "baselines" / f"{name}.hsq"
+        yield from _file_checks(name, row, file, size, task)
+        if ours:
+            yield from _plan_checks(name, row, file, run / f"plan{end}.json", record, task, replay)
+
+
+def _near(figure: str, claimed: float, found: float, tolerance: float) -> Check:
+    return Check(figure, claimed, found, abs(claimed - found) <= tolerance)
+
+
+def _file_checks(name: str, row: dict[str, Any], file: Path, teacher_bytes: int, task: Made) -> Iterator[Check]:
+    key = task.metric_name.lower()
+    if not file.is_file():
+        yield Check(f"{name}.bytes", row["bytes"], f"no file {file.name}", False)
+        return
+    size = file.stat().st_size
+    yield Check(f"{name}.bytes", row["bytes"], size, row["bytes"] == size)
+    ratio = teacher_bytes / size
+    yield Check(f"{name}.ratio", row["ratio"], ratio, abs(row["ratio"] - ratio) <= SHARE * ratio)
+    model = task.spec.build_folded()
+    try:
+        load_hsq(file, model)
+    except InputError as error:
+        yield Check(f"{name}.{key}", row[key], str(error), False)
+        return
+    model.to(task.device).eval().requires_grad_(False)
+    yield _near(f"{name}.{key}", row[key], evaluate(task, task.stages(model), "test"), MEASURED[task.metric_name])
+
+
+def _plan_checks(
+    name: str, row: dict[str, Any], file: Path, written: Path, record: dict[str, Any], task: Made, replay: bool
+) -> Iterator[Check]:
+    """The plan in the record, beside the model's and the plan file's, and what it leads to."""
+    infos = trace_layers(task)
+    claimed: Any = row.get("choices")
+    try:
+        plan = Plan(tuple(i.name for i in infos), tuple(Choice(bits, sparsity) for bits, sparsity in claimed))
+    except (InputError, TypeError, ValueError) as error:
+        yield Check(f"{name}.choices", claimed, str(error), False)
+        return
+    for what, read in (
+        ("plan of the model", lambda: load_hsq(file, task.spec.build_folded()).plan()),
+        (written.name, lambda: Plan.read(written)),
+    ):
+        try:
+            found: Any = read()
+        except InputError as error:
+            yield Check(f"{name}.choices", claimed, str(error), False)
+            continue
+        yield (
+            Check(f"{name}.choices", "plan of the record", f"{what}: the same", True)
+            if found == plan
+            else Check(f"{name}.choices", "plan of the record", f"{what}: another", False)
+        )
+    if replay:
+        yield _replayed(name, row, plan, record, task)
+
+
+def _replayed(name: str, row: dict[str, Any], plan: Plan, record: dict[str, Any], task: Made) -> Check:
+    """The plan made anew from the teacher, with as much fine-tuning."""
+    rebuild, key = record["rebuild"], task.metric_name.lower()
+    student = Student(task, trace_layers(task), rebuild["activation_bits"], rebuild["sparsity_pattern"])
+    apply_plan(student, plan)
+    steps = record["finetune_steps"]
+    if steps and not finetune_all(student, steps, bfloat16=rebuild["bfloat16"]):
+        apply_plan(student, plan)
+    found = evaluate(task, student.stages, "test")
+    return _near(f"{name}.{key} replayed", row[key], found, REPLAYED[task.metric_name])
+
+
+def standing(run: Path, checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Rows of a leaderboard: a run's models, with what they lose and whether everything that it claims holds.
+
+    :return: ``{"run", "name", "dataset", "metric", "lost", "ratio", "bytes", "holds", "broken"}``
+    """
+    record = read_record(run)
+    key = record["metric"].lower()
+    broken = [check.figure for check in checks if not check.holds]
+    return [
+        {
+            "run": run.name,
+            "name": name,
+            "dataset": record["dataset"],
+            "metric": record["metric"],
+            "lost": record["teacher"][key] - row[key],
+            "ratio": row["ratio"],
+            "bytes": row["bytes"],
+            "holds": not broken,
+            "broken": broken,
+        }
+        for name, row in record["methods"].items()
+        if name == "hsq" or name.startswith("hsq-")
+    ]
+
+
+def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Best first within a data set: those that hold and that no other is both smaller and better than; then by loss.
+
+    Adds ``"front"``: whether no row of the same data that holds is both smaller and better.
+    """
+
+    def beaten(row: dict[str, Any]) -> bool:
+        return any(
+            other["dataset"] == row["dataset"]
+            and other["holds"]
+            and other["ratio"] >= row["ratio"]
+            and other["lost"] <= row["lost"]
+            and (other["ratio"], other["lost"]) != (row["ratio"], row["lost"])
+            for other in rows
+        )
+
+    marked = [{**row, "front": row["holds"] and not beaten(row)} for row in rows]
+    return sorted(marked, key=lambda r: (r["dataset"], not r["holds"], not r["front"], r["lost"], -r["ratio"]))

@@ -1,0 +1,46 @@
+"""torchvision's post-processing of FCOS in a form that can be traced for ONNX, sizes of images and all."""
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FCOS
+from torchvision.models.detection._utils import _topk_min
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import nms
+
+from detectors.fcos import State
+
+
+def traceable_detections(model: FCOS, state: State, images: Tensor) -> dict[str, Tensor]:
+    """``detectors.detection.detect`` of one image.
+
+    :param state: of the last stage of ``fcos_stages``
+    :param images: (1, 3, H, W) that the state came from; without padding, since boxes are clipped to it
+    :return: ``boxes`` (K, 4) in pixels of ``images``, ``scores`` (K,), ``labels`` (K,), best first
+    """
+    height, width = images.shape[-2], images.shape[-1]
+    features, classes = state["features"], state["cls_logits"].shape[-1]
+    anchors = model.anchor_generator(ImageList(images, [(height, width)]), features)[0]
+    scores = torch.sqrt(state["cls_logits"][0].sigmoid() * state["bbox_ctrness"][0].sigmoid())  # (L, classes)
+    boxes = model.box_coder.decode(state["bbox_regression"][0], anchors)
+    x, y = (boxes[:, i::2].clamp(min=0) for i in (0, 1))
+    boxes = torch.stack((x.clamp(max=width), y.clamp(max=height)), dim=-1).flatten(1)
+    start, places = 0, []
+    for level in features:  # the best of every level alone
+        end = start + level.shape[2] * level.shape[3]
+        flat = scores[start:end].flatten()
+        places.append(flat.topk(_topk_min(flat, model.topk_candidates, 0)).indices + start * classes)
+        start = end
+    place = torch.cat(places)
+    kept = scores.flatten()[place]
+    sure = torch.where(kept > model.score_thresh)[0]
+    place, kept = place[sure], kept[sure]
+    labels = place % classes
+    boxes = boxes[torch.div(place, classes, rounding_mode="floor")]
+    apart = labels[:, None] * (torch.maximum(*_sides(images)) + 1)  # boxes of different classes never meet
+    keep = nms(boxes + apart, kept, model.nms_thresh)[: model.detections_per_img]
+    return {"boxes": boxes[keep], "scores": kept[keep], "labels": labels[keep]}
+
+
+def _sides(images: Tensor) -> tuple[Tensor, Tensor]:
+    shape = torch._shape_as_tensor(images).to(images)
+    return shape[-2], shape[-1]
