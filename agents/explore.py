@@ -61,7 +61,6 @@ class SearchLog:
     :param say: prints a line
     :param folder: where the best plan so far is written; None for nowhere
     :param merit: of accuracy and ratio, smaller is better, where plans are compared by it (see ``KeepBest``)
-    :param played_off: plans as a playoff measured them (see ``agents.playoff``)
     :param notes: what else a search has to tell, by name; callables are called when they are written
     """
 
@@ -72,7 +71,6 @@ class SearchLog:
     steps: int = 0
     visited_steps: int = 0  # that the table of visited prefixes answered
     merit: Callable[[float, float], float] | None = None
-    played_off: list[Episode] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def count(self, steps: tuple[int, int]) -> None:
@@ -105,17 +103,13 @@ class SearchLog:
     def best_plans(self, count: int, target: float | None) -> list[Episode]:
         """The best finished episodes with different plans, best first, earlier ones first among equals.
 
-        Where there was a playoff, its plans come first, in its order.
-
         :param target: plans that reach this ratio count, whatever they were asked for; None for no target
         """
         good = [e for e in self.episodes if target is None or e.ratio >= target]
         different: dict[Plan, Episode] = {}
         aimed = [replace(e, target_ratio=target) for e in good]
-        played_off = [e for e in self.played_off if e.target_ratio == target]
-        for episodes in (played_off, aimed):
-            for episode in sorted(episodes, key=lambda e: -self.score(e)):
-                different.setdefault(episode.plan, episode)
+        for episode in sorted(aimed, key=lambda e: -self.score(e)):
+            different.setdefault(episode.plan, episode)
         return list(different.values())[:count]
 
 

@@ -26,7 +26,6 @@ from agents.evaluations import EvaluationBudget
 from agents.explore import Policy, SearchLog, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.plan_agent import PlanAgent
-from agents.playoff import STEPS, playoff, reserved
 from agents.replay import fill_replay, replay_of
 from agents.return_to_best import ReturnToBest
 from agents.self_evaluation import SelfEvaluationCallback
@@ -52,8 +51,6 @@ class Explorer:
     :param return_to_best: let episodes follow the best plan so far up to a random layer (see ``ReturnToBest``);
         on-policy agents never do
     :param surrogate: let the agent practise in a learned model and try the plans that it proposes (see ``Dyna``)
-    :param playoff: gradient steps on each of the best plans and the cheap baselines' at the end of an agent's search,
-        which choose among them (see ``agents.playoff``); 0 for none. Searches without a hard target have none
     :param self_evaluation: tunes alpha and beta between windows of episodes, for searches without a hard target
     :param window: episodes in each
     :param arguments: of the agent, in place of its usual ones
@@ -70,7 +67,6 @@ class Explorer:
     warm_start: Sequence[str] = WARM_START
     return_to_best: bool = True
     surrogate: bool = True
-    playoff: int = STEPS
     self_evaluation: SelfEvaluation | None = None
     window: int = 5
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -160,10 +156,8 @@ class Explorer:
         made: BaseAlgorithm | None,
         on_agent: Callable[[Any], object],
     ) -> BaseAlgorithm:
-        steps = self.playoff_steps(env)
-        limit = None if self.evaluations is None else self.evaluations - reserved(env, steps, self.warm_start)
-        seeds = self._rollouts(env, log, limit)
-        left = None if limit is None else max(0, limit - env.evaluations)
+        seeds = self._rollouts(env, log)
+        left = None if self.evaluations is None else max(0, self.evaluations - env.evaluations)
         share = None if left is None else left // self.workers
         with make_workers(env, self.workers, partial(self._wrapped, log, share)) as trained_on:
             agent = self._agent(trained_on) if made is None else made
@@ -176,20 +170,9 @@ class Explorer:
             if left != 0:
                 train_agent(agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks)
             if self.workers > 1:
-                for taken in [*steps_taken(trained_on), env.steps_taken]:  # the rollouts were the parent's
-                    log.count(taken)
-        if steps and log.episodes:
-            playoff(env, log, steps, self.warm_start, self.seed)
-            log.notes["playoff"] = [episode.to_json() for episode in log.played_off].copy
+                for steps in [*steps_taken(trained_on), env.steps_taken]:  # the rollouts were the parent's
+                    log.count(steps)
         return agent
-
-    def playoff_steps(self, env: HSQEnv) -> int:
-        """Gradient steps of the playoff: none where plans of all sizes compete, for baselines and one's own agents, and
-        where it would take more than half of the evaluations."""
-        if None in env.budgets or self.algo not in ALGORITHMS or not self.warm_start:
-            return 0
-        share = reserved(env, self.playoff, self.warm_start)
-        return 0 if self.evaluations is not None and share > self.evaluations / 2 else self.playoff
 
     @property
     def merit(self) -> Callable[[float, float], float] | None:
@@ -226,9 +209,9 @@ class Explorer:
             fill_replay(buffer, kept)
         return agent
 
-    def _rollouts(self, env: HSQEnv, log: SearchLog, evaluations: int | None) -> list[Transition]:
+    def _rollouts(self, env: HSQEnv, log: SearchLog) -> list[Transition]:
         """The cheap baselines' plans, for every target."""
-        budget = EvaluationBudget(KeepBest(env, self.merit), evaluations)
+        budget = EvaluationBudget(KeepBest(env, self.merit), self.evaluations)
         transitions: list[Transition] = []
         for target in env.budgets:
             env.target_ratio = target

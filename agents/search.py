@@ -33,7 +33,7 @@ def search(
     target_ratio: float | Sequence[float] | None = 8.0,
     target_accuracy: float | None = None,
     finetune_steps: int = 300,
-    finalists: int = 1,
+    finalists: int = 2,
     step_minibatches: int = 2,
     reward: str = "divergence",
     beta: float | None = None,
@@ -104,7 +104,6 @@ def search(
         "workers": explorer.workers,
         "warm_start": list(explorer.warm_start),
         "return_to_best": explorer.returns,
-        "playoff": explorer.playoff_steps(env),
         "surrogate": explorer.surrogate and explorer.returns and bool(explorer.warm_start),
         "target_accuracy": target_accuracy,
     }

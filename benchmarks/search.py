@@ -9,10 +9,6 @@ the search images is smallest; that plan is fine-tuned at length from the teache
 is measured on the test split. Deterministic methods search once and repeat the fine-tuning alone. Where two methods
 found the same plan, its fine-tuning with the same seed is not repeated (``finetuned_as``).
 
-Agents end with a playoff of their best plans and the integer programs', which is paid from the same budget
-(``agents.playoff``); ``programs`` is that playoff without an agent. The divergence of both is that after the playoff's
-fine-tuning, and smaller than that of a search's last step.
-
 A step repairs with four minibatches of the embedded task and not with two, the environment's default, so that what a
 search lowers is nearer to what the fine-tuning afterwards leaves.
 
@@ -42,7 +38,6 @@ from agents.callbacks import Episode
 from agents.explore import SearchLog
 from agents.finalists import finetuned_student
 from agents.find import Explorer
-from agents.playoff import playoff
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from benchmarks.statistics import interquartile_mean, interval
 from detectors.task import DetectionTask, detection_task, shapes_folder
@@ -101,10 +96,8 @@ METHODS: dict[str, dict[str, Any]] = {  # arguments of Explorer; those that ever
     "random": {},
     "tpe": {},
     "nsga2": {},
-    "programs": {"algo": "ilp"},  # and a playoff: what the end of the agent's search is worth without the agent
 }
 OTHERS: dict[str, dict[str, Any]] = {
-    "dqn_without_playoff": {"algo": "dqn", "playoff": 0},
     "planner": {},
     "dqn_without_surrogate": {"algo": "dqn", "surrogate": False},
     "dqn_without_warm_start": {"algo": "dqn", "warm_start": ()},
@@ -116,7 +109,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "ddpg": {},
 }
 SETTINGS = METHODS | OTHERS
-DETERMINISTIC = ("uniform", "greedy", "ilp", "ilp_repaired", "ilp_loads", "programs")
+DETERMINISTIC = ("uniform", "greedy", "ilp", "ilp_repaired", "ilp_loads")
 BENCHES = {
     "embedded": Bench("embedded", 5, 300, 4, 150, tuple(METHODS), tuple(OTHERS), _embedded, STANDARD),
     "bccd": Bench("bccd", 3, 150, 2, 60, ("ilp", "ilp_repaired", "dqn", "greedy", "random"), (), _bccd),
@@ -206,17 +199,13 @@ class Runner:
         log = CurveLog(lambda line: None, env=env)
         started = time.monotonic()
         explorer.run(env, log)
-        if run.method == "programs":
-            playoff(env, log, explorer.playoff, explorer.warm_start)
         best = log.best_plans(1, self.ratios[run.target])[0]
         assert env.evaluations <= self.bench.evaluations, run
         found = {
             "evaluations": env.evaluations,
             "search_seconds": round(time.monotonic() - started, 1),
             "episodes": len(log.episodes),
-            "source": best.source,
             "divergence": best.divergence,
-            "played_off": {e.source: round(e.divergence, 5) for e in log.played_off},
             "search_accuracy": best.accuracy,
             "curve": [[n, round(d, 5)] for n, d in log.curve],
             "choices": [env.choices.index(c) for c in best.plan.choices],

@@ -201,7 +201,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         actions = len(self._shown_mask())
         self.observation_names = observation_names(self.choices, observe_repaired, actions)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
-        self._steps = self._visited_steps = self._charged = 0
+        self._steps = self._visited_steps = 0
 
     @property
     def budget(self) -> Budget:
@@ -242,12 +242,8 @@ class HSQEnv(gym.Env[Observation, Any]):
 
     @property
     def evaluations(self) -> int:
-        """Students that were measured since the environment or the fork that it is was made, and what was charged."""
-        return self._steps - self._visited_steps + self._charged
-
-    def charge(self, evaluations: int) -> None:
-        """Count work outside of steps as so many evaluations."""
-        self._charged += evaluations
+        """Students that were measured since the environment or the fork that it is was made."""
+        return self._steps - self._visited_steps
 
     @property
     def accuracy(self) -> float:
@@ -397,7 +393,6 @@ class HSQEnv(gym.Env[Observation, Any]):
         other = copy.copy(self)
         other.compressor = self.compressor.fork()
         other._executed, other._steps, other._visited_steps = list(self._executed), 0, 0
-        other._charged = 0
         other.action_space = copy.deepcopy(self.action_space)  # each samples on its own
         other.observation_space = copy.deepcopy(self.observation_space)
         other._np_random = copy.deepcopy(self._np_random)

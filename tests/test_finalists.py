@@ -33,6 +33,10 @@ def episode(plan: Plan, source: str = "dqn", target: float | None = None) -> Epi
     return Episode(source, plan, 1.0, 0.9, 6.0, 1.0, divergence=0.25, target_ratio=target)
 
 
+def short(plan: Plan) -> list[list[float]]:
+    return [[c.bits, c.sparsity] for c in plan.choices]
+
+
 def uniform(env: HSQEnv, choice: Choice) -> Plan:
     return Plan(tuple(info.name for info in env.layers), (choice,) * len(env.layers))
 
@@ -103,7 +107,7 @@ def test_figures_are_those_of_the_files(tiny: TinyTask, env: HSQEnv, tmp_path: P
             "map": maps[-1],
             "bytes": path.stat().st_size,
             "ratio": len(tiny.teacher_file()) / path.stat().st_size,
-            **({"source": "sac"} if name == "hsq" else {}),
+            **({"source": "sac", "choices": short(plan)} if name == "hsq" else {}),
         }
         if name != "hsq":
             assert plan == uniform(env, Choice(int(name[7]), 0.0))
@@ -124,6 +128,7 @@ def test_every_target_has_files_and_figures_of_its_own(tiny: TinyTask, env: HSQE
             "bytes": path.stat().st_size,
             "ratio": 1000 / path.stat().st_size,
             "source": f"for {name}",
+            "choices": short(plan),
         }
     assert not (tmp_path / "model.hsq").exists() and not (tmp_path / "plan.json").exists()
 

@@ -55,8 +55,8 @@ def not_forever() -> Iterator[None]:
 
 
 def search_with(algo: str, **settings: Any) -> Explorer:
-    """Without practice in a model, which takes longer than a search on the tiny task, and without a playoff."""
-    return Explorer(algo, **{"surrogate": False, "playoff": 0, **settings})
+    """Without practice in a model, which takes longer than a search on the tiny task."""
+    return Explorer(algo, **{"surrogate": False, **settings})
 
 
 def history(log: SearchLog) -> list[Any]:

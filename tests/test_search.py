@@ -32,7 +32,6 @@ SETTINGS: dict[str, Any] = {
     "target_ratio": 7.0,
     "seed": 3,
     "surrogate": False,
-    "playoff": 0,
 }
 
 

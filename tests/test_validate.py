@@ -17,7 +17,7 @@ from detectors.errors import InputError
 from restorers.task import RestorationTask
 from restorers.teacher import RestorerSpec, teacher_bytes
 
-FLAGS = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --episodes 0 --warm-start ilp --playoff 0"
+FLAGS = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --episodes 0 --warm-start ilp"
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ def search(
     target_accuracy: float | None = None,
     seed: int = 0,
     finetune_steps: int = 300,
-    finalists: int = 1,
-    playoff: int = 40,
+    finalists: int = 2,
     step_minibatches: int = 2,
     workers: int = 1,
     warm_start: tuple[str, ...] = ("ilp_loads",),
@@ -65,8 +64,6 @@ def search(
     :param seed: of the agent and of the long fine-tuning
     :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
     :param finalists: plans that are fine-tuned at length; the best on the search split wins
-    :param playoff: gradient steps on each of the agent's best plans and the integer programs', which choose among them
-        before the long fine-tuning; 0 for none
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param workers: environments side by side, each in a process of its own with one thread
     :param warm_start: baselines whose plans the agent starts from; ilp_repaired and ilp_loads measure every choice once
@@ -114,7 +111,6 @@ def search(
             warm_start,
             return_to_best,
             surrogate,
-            playoff,
         ),
         target_ratio=pareto or target_ratio,
         target_accuracy=target_accuracy,
