@@ -103,15 +103,11 @@ def numeral_systems_bytes(student: Student) -> int:
 
 
 def same_network(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks have the same weights, biases and rounding."""
-    pairs = zip(one.modules(), other.modules(), strict=True)
-    for a, b in pairs:
-        if isinstance(a, CompressedLayer) and isinstance(b, CompressedLayer):
-            (weight, bias), (found, found_bias) = a.weight_and_bias(), b.weight_and_bias()
-            equal_bias = bias is None or (found_bias is not None and torch.equal(bias, found_bias))
-            if not (torch.equal(weight, found) and equal_bias and a.activations == b.activations):
-                return False
-    return True
+    """Whether two loaded networks have the same weights, biases and rounding."""
+    states = one.state_dict(), other.state_dict()
+    ranges = [[m.activations for m in model.modules() if isinstance(m, CompressedLayer)] for model in (one, other)]
+    equal = states[0].keys() == states[1].keys() and ranges[0] == ranges[1]
+    return equal and all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def entropy() -> dict[str, Any]:

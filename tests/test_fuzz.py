@@ -47,6 +47,15 @@ def test_a_failure_is_counted(honest: bytes, tmp_path: Path) -> None:
     assert outcome(honest, tmp_path / "model.hsq", read) == "read"
 
 
+def test_a_file_that_never_ends_is_counted(honest: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(path: Path) -> object:
+        while True:
+            pass
+
+    monkeypatch.setattr("benchmarks.fuzz.SECONDS", 0.1)
+    assert outcome(honest, tmp_path / "model.hsq", endless).startswith("HangError")
+
+
 def test_the_checksum_is_repaired(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path) -> None:
     student = Student(tiny, infos)
     student.apply(random_plan(infos, 0))
