@@ -6,8 +6,8 @@ Bytes are flipped, cut out, doubled and swapped; half of the cases repair the ch
 behind it is reached as well, and a third changes the JSON header instead. Each file goes through what ``hsq evaluate``
 does before it measures: header, network, weights. A case fails by any other exception, by ten seconds of a processor,
 or by more memory at its peak (of Python's and NumPy's allocations) than twice the honest file on top of what that one
-takes. Tensors are made of what those hold, in the sizes of a network that is compared with the file before it is built; how
-much the whole process grew is noted beside.
+takes. Tensors are made of what those hold, in the sizes of a network that is compared with the file before it is
+built; how much the whole process grew is noted beside.
 """
 
 import argparse
