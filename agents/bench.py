@@ -78,7 +78,7 @@ def bench(file: Path, size: tuple[int, int] | None = None, threads: Sequence[int
     if repeats < 1 or any(n < 1 for n in threads) or not threads:
         raise InputError("Nothing can be timed: give --repeats and --threads of 1 or more.")
     model, spec = load_model(file)
-    height, width = size or _size_of(spec)
+    height, width = size or size_of(spec)
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"An image of {height}x{width} pixels is too small: give {SMALLEST_SIDE} or more (--size).")
     stages: Stages = fcos_stages if isinstance(spec, DetectorSpec) else restorer_stages
@@ -88,14 +88,15 @@ def bench(file: Path, size: tuple[int, int] | None = None, threads: Sequence[int
     small = integer_form(onnx_bytes(model, stages, images, widen=True), [images.numpy()])
     speeds = []
     for count in threads:
-        runs = [_session(content, count, images.numpy()) for content in (plain, small)]
-        speeds.append(Speed(count, *_medians(runs, repeats)))
+        runs = [session(content, count, images.numpy()) for content in (plain, small)]
+        speeds.append(Speed(count, *medians(runs, repeats)))
     return Bench(
         str(file), (height, width), repeats, (len(plain), len(small)), integer_convolutions(small), tuple(speeds)
     )
 
 
-def _size_of(spec: DetectorSpec | RestorerSpec) -> tuple[int, int]:
+def size_of(spec: DetectorSpec | RestorerSpec) -> tuple[int, int]:
+    """(height, width) of the image that a network is timed with."""
     side = spec.min_size if isinstance(spec, DetectorSpec) else RESTORED_SIDE
     return side, side
 
@@ -119,12 +120,13 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(content: bytes, threads: int, images: np.ndarray[Any, Any]) -> Session:
+def session(content: bytes, threads: int, images: np.ndarray[Any, Any]) -> Session:
+    """Runs a file on an image, its input "images"."""
     session = onnxruntime.InferenceSession(content, _options(threads), providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"images": images})
 
 
-def _medians(runs: Sequence[Session], repeats: int) -> list[float]:
+def medians(runs: Sequence[Session], repeats: int) -> list[float]:
     """Seconds, all in turn so that what else the machine does meets all alike; the first round does not count."""
     seconds: list[list[float]] = [[] for _ in runs]
     for turn in range(repeats + 1):

@@ -22,6 +22,7 @@ from restorers.teacher import DENOISERS, RestorerSpec
 from restorers.train import train_restorer
 
 LOST = {"mAP": ("points lost", 100.0), "PSNR": ("dB lost", 1.0)}
+SHOWN_LAYERS = 10  # of a table of latencies
 TITLES = {
     "uniform8": "uniform 8 bit",
     "uniform8_finetuned": "uniform 8 bit, fine-tuned",
@@ -107,6 +108,20 @@ def print_bench(found: dict[str, Any], as_json: bool) -> None:
     console.print(table)
     sizes, (integer, of) = found["bytes"], found["integer"]
     console.print(f"{sizes[0]:,} and {sizes[1]:,} bytes as ONNX; {integer} of {of} convolutions in integers")
+
+
+def print_latency(found: dict[str, Any]) -> None:
+    """The layers that take longest, and all together."""
+    height, width = found["image"]
+    table = Table(title=f"{found['teacher']}, {height}x{width} pixels, {found['threads']} thread(s), ms")
+    table.add_column("layer", no_wrap=True)
+    for key in found["seconds"]:
+        table.add_column("float32" if key == "32" else f"{key} bit", justify="right")
+    longest = sorted(found["layers"], key=lambda layer: -layer["seconds"]["32"])[:SHOWN_LAYERS]
+    for layer in longest:
+        table.add_row(layer["name"], *(f"{1000 * seconds:.3f}" for seconds in layer["seconds"].values()))
+    table.add_row("all layers", *(f"{1000 * seconds:.2f}" for seconds in found["seconds"].values()))
+    Console().print(table)
 
 
 def print_leaderboard(rows: Sequence[dict[str, Any]], refused: dict[str, str]) -> None:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import hsq_env  # noqa: F401 - before torch
-from agents.bench import _medians, _session, integer_convolutions
+from agents.bench import integer_convolutions, medians, session
 from agents.export import export
 from agents.finetune import plan_of
 from benchmarks.fuzz import fuzz
@@ -248,8 +248,8 @@ def speed() -> dict[str, Any]:
     files = {"float32": plain, "hsq": ours, "quantize_static": theirs}
     rows: dict[str, Any] = {}
     for threads in (1, 2):
-        runs = [_session(content, threads, images.numpy()) for content in files.values()]
-        rows[str(threads)] = dict(zip(files, _medians(runs, REPEATS), strict=True))
+        runs = [session(content, threads, images.numpy()) for content in files.values()]
+        rows[str(threads)] = dict(zip(files, medians(runs, REPEATS), strict=True))
     one = rows["1"]
     return {
         "int8_speedup": one["float32"] / one["hsq"],

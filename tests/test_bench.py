@@ -57,7 +57,7 @@ def test_times_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.0, *[0.0, 1.0, 0.0, 2.0], *[0.0, 5.0, 0.0, 3.0], *[0.0, 2.0, 0.0, 2.5]])
     monkeypatch.setattr("agents.bench.time.perf_counter", lambda: next(clock))
     calls: list[int] = []
-    assert agents.bench._medians([lambda: calls.append(0), lambda: calls.append(1)], 3) == [2.0, 2.5]
+    assert agents.bench.medians([lambda: calls.append(0), lambda: calls.append(1)], 3) == [2.0, 2.5]
     assert calls == [0, 1] * 4
 
 

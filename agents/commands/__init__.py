@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agents.commands.models import bench, evaluate, export, info, leaderboard, monitor, validate
+from agents.commands.models import bench, evaluate, export, info, latency, leaderboard, monitor, validate
 from agents.commands.search import search
 from agents.commands.training import finetune, shapes, teacher
 
@@ -12,6 +12,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "export": export,
     "bench": bench,
+    "latency": latency,
     "info": info,
     "validate": validate,
     "leaderboard": leaderboard,

@@ -139,6 +139,42 @@ def bench(
     print_bench(measure(file, size, threads, repeats).to_json(), as_json=json)
 
 
+def latency(
+    out: Path,
+    teacher: Path | None = None,
+    size: tuple[int, int] | None = None,
+    threads: int = 1,
+    repeats: int = 10,
+) -> None:
+    """Time every layer of a teacher at each bit-width, in onnxruntime on this machine's CPU, and write a table.
+
+    Nothing else should compute meanwhile.
+
+    :param out: the JSON file to write
+    :param teacher: written by 'hsq teacher'; the shipped detector's if not given
+    :param size: height and width of the image in pixels; a detector's own if not given, 96x96 for restorers
+    :param threads: that onnxruntime may use
+    :param repeats: of which the median counts
+    """
+    import json as jsons
+
+    from tqdm import tqdm
+
+    from agents.latency import latency as measure
+    from agents.provenance import machine, versions
+    from agents.report import print_latency
+    from detectors.teacher import write_atomically
+
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
+    with tqdm(desc="timing layers", disable=None, leave=False) as bar:
+        found = measure(teacher, size, threads, repeats, lambda name: bar.update())
+    found["environment"] = {"versions": versions(), "machine": machine()}
+    write_atomically(out, (jsons.dumps(found, indent=1) + "\n").encode())
+    print_latency(found)
+    print(f"wrote {out}")
+
+
 def validate(
     run: Annotated[Path, tyro.conf.Positional],
     dataset: str | None = None,
