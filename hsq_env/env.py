@@ -20,6 +20,7 @@ from hsq_env.env_state import EnvState
 from hsq_env.file import fixed_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
+from hsq_env.operations import bit_operations
 from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
 from hsq_env.repair import DISTILLATIONS, FINETUNE_SCOPES
@@ -76,6 +77,8 @@ class HSQEnv(gym.Env[Observation, Any]):
     `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
     `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
     `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
+    `"energy"`: the cost is the layer's bit operations (multiply-accumulates times bits of weight and activation, pruned
+    weights left out) over those in float32, weighted by its share of these;
     `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`;
     `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
     The terms stand in `info["reward_terms"]`. A student whose outputs are no numbers counts as accuracy 0, gets a
@@ -326,9 +329,14 @@ class HSQEnv(gym.Env[Observation, Any]):
             model_share=floats / sum(self._float_sizes) * len(self.layers),
             last=self.index == len(self.layers),
             student_share=1 / self.ratio,
+            operations_share=self._operations_share(layer, self.choices[executed]),
             harm=math.log1p(self._divergence) - math.log1p(before),
             diverged=not measured.finite or math.isnan(measured.accuracy),
         )
+
+    def _operations_share(self, layer: int, choice: Choice) -> float:
+        info, every = self.layers[layer], sum(bit_operations(i, None, None) for i in self.layers)
+        return bit_operations(info, choice, self.compressor.activation_bits) / every * len(self.layers)
 
     def _observation(self) -> Observation:
         at = min(self.index, len(self.layers) - 1)  # the terminal observation shows the last layer again

@@ -19,6 +19,7 @@ class StepOutcome:
     :param last: whether the episode ends with this step
     :param harm: how much the step raised ``log(1 + divergence)``, the divergence being the distillation loss on the
         search images; negative where the repair did more good than the choice did harm
+    :param operations_share: bit operations of the layer over those of all layers in float32, times the number of layers
     :param student_share: bytes of the student over those of the teacher, undecided layers counted in float32
     """
 
@@ -29,6 +30,7 @@ class StepOutcome:
     last: bool
     student_share: float
     harm: float = 0.0
+    operations_share: float = 0.0
     diverged: bool = False
 
 
@@ -56,6 +58,11 @@ def size(outcome: StepOutcome, beta: float) -> Terms:
     return {"accuracy": beta * outcome.accuracy, "size": -(1 - beta) * outcome.layer_share * outcome.model_share}
 
 
+def energy(outcome: StepOutcome, beta: float) -> Terms:
+    """The cost is the layer's bit operations (``hsq_env.operations``) over those in float32, by its share of these."""
+    return {"accuracy": beta * outcome.accuracy, "operations": -(1 - beta) * outcome.operations_share}
+
+
 def terminal(outcome: StepOutcome, beta: float) -> Terms:
     """Zero until the last layer, then the whole plan's accuracy and size (as AMC, He et al. 2018, and HAQ have it)."""
     if not outcome.last:
@@ -77,6 +84,7 @@ REWARDS: dict[str, Reward] = {
     "paper": paper,
     "paper-literal": paper_literal,
     "size": size,
+    "energy": energy,
     "terminal": terminal,
     "divergence": divergence,
 }

@@ -15,6 +15,7 @@ OUTCOME = StepOutcome(
     last=False,
     student_share=0.25,
     harm=0.3,
+    operations_share=0.5,
 )
 
 
@@ -32,6 +33,11 @@ def test_paper_literal() -> None:
 def test_size() -> None:
     """0.8 * 0.9 - 0.2 * 0.125 * 2"""
     assert reward_terms("size", OUTCOME, 0.8) == pytest.approx({"accuracy": 0.72, "size": -0.05})
+
+
+def test_energy() -> None:
+    """0.8 * 0.9 - 0.2 * 0.5"""
+    assert reward_terms("energy", OUTCOME, 0.8) == pytest.approx({"accuracy": 0.72, "operations": -0.1})
 
 
 def test_divergence() -> None:

@@ -74,7 +74,7 @@ def search(
     :param search_images: images that rewards look at
     :param pool_images: training images that the brief fine-tuning takes its minibatches from
     :param calibration_images: training images for activation ranges and sensitivities
-    :param reward: divergence, paper, paper-literal, size or terminal
+    :param reward: divergence, paper, paper-literal, size, energy or terminal
     :param alpha: share of the ground-truth loss in the steps' fine-tuning
     :param beta: weight of accuracy in the reward; 1 if not given, since the target ratio bounds the size already
     :param observe_repaired: show agents what is left of each choice's damage after a repair

@@ -1,0 +1,22 @@
+"""Bit operations: what a layer costs an accelerator whose multipliers are as wide as they need to be."""
+
+from hsq_env.choices import Choice
+from hsq_env.student import LayerInfo
+
+FLOAT_BITS = 32
+
+
+def bit_operations(info: LayerInfo, choice: Choice | None, activation_bits: int | str | None) -> float:
+    """Multiply-accumulates per image times the bits of weight and activation, pruned weights left out.
+
+    The usual proxy for energy (BOPs, e.g. Baskin et al. 2018, arXiv 1804.10969; HAQ counts alike): a multiplication of
+    a by b bits takes about a * b full adders.
+
+    :param choice: None for float32
+    :param activation_bits: of the layer's input: a number, "match" for the weights' bits, None for float32
+    """
+    if choice is None:
+        return float(info.macs * FLOAT_BITS**2)
+    inputs = choice.bits if activation_bits == "match" else activation_bits or FLOAT_BITS
+    assert isinstance(inputs, int)
+    return info.macs * (1 - choice.sparsity) * choice.bits * inputs
