@@ -18,6 +18,8 @@ from restorers.networks import DnCNN, SuperResolver
 from restorers.task import SMALLEST_PATCH, RestorationTask
 from restorers.teacher import RestorerSpec
 
+MOST_ELEMENTS = 64  # of a model per byte of its file; 2 bits, 75 % sparse and coded, are about eight
+
 
 def load_model(file: Path) -> tuple[nn.Module, DetectorSpec | RestorerSpec]:
     """The network of a file, frozen, and what describes it.
@@ -29,11 +31,12 @@ def load_model(file: Path) -> tuple[nn.Module, DetectorSpec | RestorerSpec]:
         made = RestorerSpec(**header.model) if "restorer" in header.model else spec_from_json(header.model)
         with torch.device("meta"):
             unallocated = made.build_folded()
-    except (KeyError, TypeError, InputError) as error:
+    except (KeyError, TypeError, ArithmeticError, AttributeError, InputError) as error:
         raise InputError(
             f"{file} holds a model that this command cannot build: load it with hsq_env.load_hsq."
         ) from error
-    if _elsewhere(unallocated, header) > file.stat().st_size:
+    size, elements = file.stat().st_size, sum(t.numel() for t in unallocated.state_dict().values())
+    if _elsewhere(unallocated, header) > size or elements > MOST_ELEMENTS * size:
         raise InputError(f"{file} holds less than the model that it speaks of: it is damaged.")
     model = made.build_folded()
     load_hsq(file, model)
@@ -41,7 +44,7 @@ def load_model(file: Path) -> tuple[nn.Module, DetectorSpec | RestorerSpec]:
 
 
 def _elsewhere(model: nn.Module, header: HsqHeader) -> int:
-    """Elements of a model that are in none of the header's layers; they are stored in a byte or more each."""
+    """Elements of a model that are in none of the header's layers; in honest files they take a byte or more each."""
     state = model.state_dict()
     shapes = {entry.name: entry.shape for entry in header.layers}
     of_layers = {n for n, t in state.items() if shapes.get(n.rpartition(".")[0]) == tuple(t.shape)}

@@ -36,7 +36,7 @@ SECONDS = 10  # that a file may take of a processor
 WARM_UP = 20  # honest and refused loads before memory is looked at
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2, 3, 7, 255, 65_537, 2**31, 2**63, 2**70, 1e300, float("inf"), float("nan"), 0.5, "", "x",
-    "fcos_resnet50", [], [[]], {}, [2**31, 2**31], [1] * 50, {"x": 1}, "a" * 5000,
+    4.0, 8.0, 10**400, "fcos_resnet50", [], [[]], {}, [2**31, 2**31], [1] * 50, {"x": 1}, "a" * 5000,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ python -m benchmarks.readme_tables
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,41 @@ def spark_table(result: dict[str, Any]) -> str:
     return "\n".join(_grid("lost, seeds", rows))
 
 
-TABLES = {"speed.json": speed_table, "search.json": search_table, "spark.json": spark_table}
+def artifacts_table(result: dict[str, Any]) -> str:
+    """What files are worth, a figure in each row."""
+    saved = ", ".join(f"{share:.1%} at {t}" for t, share in _in_order(result["entropy_saving_by_target"]).items())
+    one = result["int8_seconds_by_threads"]["1"]
+    milliseconds = {name: f"{1000 * seconds:.0f} ms" for name, seconds in one.items()}
+    sizes = {name: f"{count / 1e6:.1f} MB" for name, count in result["int8_bytes"].items()}
+    times = {"hsq": result["int8_speedup"], "quantize_static": result["int8_speedup_of_quantize_static"]}
+    integer, of = result["int8_convolutions"]["hsq"]
+    rows = [
+        ("bytes that entropy coding saves, by ratio of the plan", saved),
+        ("ONNX file over packed bytes, full width, at most", f"{result['onnx_over_packed']:.3f}"),
+        ("largest difference of mAP between onnxruntime and PyTorch", f"{100 * result['onnx_map_gap']:.2f} points"),
+        ("full-width FCOS at 320x320, one thread, float32", f"{milliseconds['float32']}, {sizes['float32']}"),
+        *(
+            (f"the same at 8 bits, {title}", f"{milliseconds[name]}, {times[name]:.2f} times faster, {sizes[name]}")
+            for name, title in (("hsq", "HSQ's file"), ("quantize_static", "onnxruntime's `quantize_static`"))
+        ),
+        ("convolutions that run in integers", f"{integer} of {of}"),
+        ("damaged files read or refused, of them wrongly", f"{result['fuzz_cases']:,}, {result['fuzz_failures']}"),
+    ]
+    return "\n".join(["| | |", "|---|---:|", *(f"| {title} | {value} |" for title, value in rows)])
+
+
+def _in_order(by_target: dict[str, float]) -> dict[str, float]:
+    """By ratio, the largest last."""
+    order = sorted(by_target, key=lambda t: float(t) if t[0].isdigit() else math.inf)
+    return {f"{t}x" if t[0].isdigit() else "17.4x": by_target[t] for t in order}
+
+
+TABLES = {
+    "artifacts.json": artifacts_table,
+    "speed.json": speed_table,
+    "search.json": search_table,
+    "spark.json": spark_table,
+}
 
 
 def with_tables(text: str) -> str:

@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[HsqHeader, Parts]:
         content = path.read_bytes()
         tensors = load(content)
         size = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(
             f"{path} is not a complete .hsq file ({error}): copy it again or repeat the search."
@@ -237,7 +237,11 @@ def load_hsq(path: str | Path, model: nn.Module) -> HsqHeader:
     make_compressible(model)
     try:
         layers = list(_layers_of(model, header))
-        for layer, entry in zip(layers, header.layers, strict=True):
+        for module in model.modules():
+            if isinstance(module, CompressedLayer):
+                module.forget()  # the model may have carried another plan
+        for index, (layer, entry) in enumerate(zip(layers, header.layers, strict=True)):
+            parts.enter(index, _is_masked(entry, header.pattern))
             _load_layer(layer, entry, header.pattern, parts)
         parts.end()
         own = _rest(model, [entry.name for entry in header.layers])
@@ -267,11 +271,16 @@ def _layers_of(model: nn.Module, header: HsqHeader) -> Iterator[CompressedLayer]
         yield layer
 
 
+def _is_masked(entry: LayerEntry, pattern: str) -> bool:
+    """Whether a layer has a mask of its own."""
+    choice = entry.choice
+    return choice is not None and choice.sparsity > 0 and encoding(entry.shape, choice, pattern).kind != "dense"
+
+
 @torch.no_grad()
 def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, parts: Parts) -> None:
     count, channels = math.prod(entry.shape), entry.shape[0]
     if entry.choice is None:
-        layer.choice, layer.mask, layer.activations = None, None, ()  # the model may have carried another plan
         layer.weight.copy_(parts.take("floats", count).reshape(entry.shape))
         if layer.bias is not None:
             layer.bias.copy_(parts.take("floats", channels))
@@ -279,7 +288,7 @@ def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, parts: 
     choice, coded = entry.choice, encoding(entry.shape, entry.choice, pattern)
     levels = weight_levels(choice)
     mask, stored = None, count
-    if choice.sparsity and coded.kind != "dense":
+    if _is_masked(entry, pattern):
         packed = parts.take("masks", coded.mask_bytes).numpy()
         mask = decode_mask(packed, coded, choice.sparsity, count)
         stored = count - round(choice.sparsity * count)
@@ -296,7 +305,7 @@ def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, parts: 
     activations = []
     for factor, zero_point in parts.take("ranges", 2 * entry.ranges).reshape(-1, 2).tolist():
         assert entry.activation_bits is not None
-        if not math.isfinite(factor) or not 0 <= zero_point < 2**entry.activation_bits:
+        if not 0 < factor < math.inf or zero_point not in range(2**entry.activation_bits):
             raise InputError(f"has an impossible activation range in '{entry.name}'")
         activations.append(ActivationRange(factor, round(zero_point), entry.activation_bits))
     mask_tensor = None if mask is None else torch.from_numpy(mask.reshape(entry.shape))

@@ -58,8 +58,15 @@ class HsqHeader:
 class Parts(Protocol):
     """What both versions can do."""
 
+    def enter(self, layer: int, masked: bool) -> None:
+        """Go on to a layer, counted from 0.
+
+        :param masked: whether it has a mask
+        :raises InputError: if it holds what it does not need
+        """
+
     def take(self, name: str, count: int) -> Tensor:
-        """The next so many elements of a part; of masks and codes those of the next layer.
+        """The next so many elements of a part; of masks and codes those of the present layer, all at once.
 
         :raises InputError: if there are not as many
         """
@@ -98,12 +105,15 @@ def _entry(
 ) -> LayerEntry:
     if not isinstance(name, str) or not isinstance(has_bias, bool):
         raise ValueError(f"layer {name!r}")
-    if not 1 <= len(shape) <= 5 or any(_whole(n, 1) for n in shape) or any(_whole(n, 0) for n in stored):
+    if not 1 <= len(shape) <= 5 or any(_unfit(n, 1) for n in shape) or any(_unfit(n, 0) for n in stored):
         raise ValueError(f"sizes of layer '{name}'")
-    if _whole(ranges, 0) or ranges > MOST_RANGES or (ranges and activation_bits not in ACTIVATION_BITS):
+    rounded = not _unfit(activation_bits, 2) and activation_bits in ACTIVATION_BITS
+    if _unfit(ranges, 0) or ranges > MOST_RANGES or not (rounded or (activation_bits is None and not ranges)):
         raise ValueError(f"activation ranges of layer '{name}'")
     if len(stored) not in (0, 2):
         raise ValueError(f"lengths of layer '{name}'")
+    if (bits is None) != (sparsity is None) or (bits is not None and _unfit(bits, 1)):
+        raise ValueError(f"choice of layer '{name}'")
     try:
         choice = None if bits is None or sparsity is None else Choice(bits, sparsity)
     except InputError as error:
@@ -113,8 +123,8 @@ def _entry(
     )
 
 
-def _whole(number: Any, least: int) -> bool:
-    """Whether something is not a whole number of at least ``least``."""
+def _unfit(number: Any, least: int) -> bool:
+    """Whether something is no whole number, or one below ``least``."""
     return not isinstance(number, int) or isinstance(number, bool) or number < least
 
 
@@ -127,6 +137,9 @@ class PlainParts:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors, self.at = tensors, dict.fromkeys(("masks", "codes", *JOINED), 0)
 
+    def enter(self, layer: int, masked: bool) -> None:
+        """See ``Parts``."""
+
     def take(self, name: str, count: int) -> Tensor:
         """See ``Parts``."""
         start, dtype = self.at[name], JOINED.get(name, torch.uint8)
@@ -138,8 +151,8 @@ class PlainParts:
 
     def end(self) -> None:
         """See ``Parts``."""
-        for name, at in self.at.items():
-            if name in self.tensors and self.tensors[name].numel() != at:
+        for name, tensor in self.tensors.items():
+            if not name.startswith("rest.") and (name not in self.at or tensor.numel() != self.at[name]):
                 raise InputError(f"holds more '{name}' than its layers need")
 
     def rest(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -169,7 +182,8 @@ class CodedParts:
             streams.append(data[at : at + length])
             at += length
         layers, rest = streams[: len(stored)], streams[len(stored) :]
-        self.queues = {"masks": [m for m in layers[::2] if m], "codes": [c for c in layers[1::2] if c]}
+        self.queues = {"masks": layers[::2], "codes": layers[1::2]}
+        self.layer = 0
         self.streams = dict(zip([*self.joined, *("rest." + name for name in self.own)], rest, strict=True))
         self.decoded: dict[str, Tensor] = {}
         self.at = dict.fromkeys(JOINED, 0)
@@ -185,7 +199,7 @@ class CodedParts:
             raise InputError(f"holds other tensors ({', '.join(sorted(tensors))})")
         described, data = (tensors[name].numpy().tobytes() for name in ("header", "data"))
         length, (factor, extra) = top["header_bytes"], LARGEST_HEADER
-        if _whole(length, 0) or length > factor * len(described) + extra:
+        if _unfit(length, 0) or length > factor * len(described) + extra:
             raise ValueError(f"a header of {length} bytes")
         if zlib.crc32(data, zlib.crc32(described)) != top["crc32"]:
             raise InputError("has another checksum than when it was written")
@@ -194,16 +208,21 @@ class CodedParts:
         if any(entry.stored is None for entry in header.layers):
             raise ValueError("a layer without lengths")
         lengths = content["parts"], content["rest"]
-        if any(_whole(n, 0) for part in lengths for n in part.values()) or set(lengths[0]) - set(JOINED):
+        if any(_unfit(n, 0) for part in lengths for n in part.values()) or set(lengths[0]) - set(JOINED):
             raise ValueError("lengths of parts")
         return header, cls(data, header, lengths)
+
+    def enter(self, layer: int, masked: bool) -> None:
+        """See ``Parts``."""
+        self.layer = layer
+        chosen = self.header.layers[layer].choice is not None
+        if (self.queues["masks"][layer] and not masked) or (self.queues["codes"][layer] and not chosen):
+            raise InputError(f"holds more of layer '{self.header.layers[layer].name}' than it needs")
 
     def take(self, name: str, count: int) -> Tensor:
         """See ``Parts``."""
         if name in self.queues:
-            if not self.queues[name]:
-                raise InputError(f"ends within '{name}'")
-            return _tensor(restore(self.queues[name].pop(0), count), torch.uint8)
+            return _tensor(restore(self.queues[name][self.layer], count), torch.uint8)
         if name not in self.decoded:
             self.decoded[name] = self._decode(name, (_needed(self.header.layers, name),), JOINED[name])
         start = self.at[name]
@@ -216,8 +235,7 @@ class CodedParts:
 
     def end(self) -> None:
         """See ``Parts``."""
-        unread = [name for name, queue in self.queues.items() if queue]
-        unread += [name for name in self.joined if not _needed(self.header.layers, name)]
+        unread = [name for name in self.joined if not _needed(self.header.layers, name)]
         if unread:
             raise InputError(f"holds more '{unread[0]}' than its layers need")
 

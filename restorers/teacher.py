@@ -39,7 +39,8 @@ class RestorerSpec:
     scale: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.restorer, str) or not isinstance(self.noise, int | float):
+        whole = type(self.channels) is int and type(self.scale) is int
+        if not isinstance(self.restorer, str) or not isinstance(self.noise, int | float) or not whole:
             raise InputError(f"{self} is no restorer: give a name and a number.")
         if self.restorer not in RESTORERS:
             raise InputError(f"Unknown restorer '{self.restorer}': known are {', '.join(RESTORERS)}.")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from tiny_task import TinyNet, TinyTask
 from torch import nn
 
+import hsq_env.file
+from benchmarks.fuzz import read_safetensors, write_safetensors
 from detectors.errors import InputError
 from hsq_env.choices import Choice
 from hsq_env.coding import pack, restore, shrink, unpack
@@ -148,6 +151,38 @@ def test_a_model_that_carried_another_plan_is_overwritten(
     assert torch.equal(outputs(tiny, model, tiny.evaluation("test")[0].images)["logits"], student_logits(untouched))
 
 
+def test_layers_that_a_second_file_leaves_alone(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], path: Path, tmp_path: Path
+) -> None:
+    """Its header names one layer less, whose weights are then among the rest."""
+    model = TinyNet().requires_grad_(False)
+    load_hsq(path, model)
+    fewer = Student(tiny, infos[:-1])
+    fewer.compress(0, Choice(4))
+    save_hsq(fewer, tmp_path / "fewer.hsq")
+    load_hsq(tmp_path / "fewer.hsq", model)
+    fresh = TinyNet().requires_grad_(False)
+    load_hsq(tmp_path / "fewer.hsq", fresh)
+    images = tiny.evaluation("test")[0].images
+    assert torch.equal(outputs(tiny, model, images)["logits"], outputs(tiny, fresh, images)["logits"])
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_layer_without_survivors(tmp_path: Path, coded: bool) -> None:
+    """One weight, pruned: a mask and no codes, between layers that have some."""
+    small = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 8, 3))
+    entries = [["0", [1, 3, 3, 3], True, 4, 0.0, None, 0], ["1", [1, 1, 1, 1], True, 2, 0.75, None, 0]]
+    entries.append(["2", [8, 1, 3, 3], True, 8, 0.0, None, 0])
+    layers = [(b"", bytes(range(14))), (b"\x00", b""), (b"", bytes(range(72)))]
+    joined = {"scales": torch.ones(10, dtype=torch.bfloat16), "biases": torch.ones(10, dtype=torch.float16)}
+    parts = [(np.frombuffer(mask, np.uint8), np.frombuffer(codes, np.uint8)) for mask, codes in layers]
+    content = hsq_env.file._Content({"model": {}, "pattern": "unstructured", "layers": entries}, parts, joined, {})
+    (tmp_path / "x.hsq").write_bytes((hsq_env.file._coded if coded else hsq_env.file._plain)(content))
+    load_hsq(tmp_path / "x.hsq", small)
+    assert small.get_submodule("1").weight.item() == 0.0
+    assert small.get_submodule("2").weight[0, 0, 0].tolist() == [-128.0, -127.0, -126.0]
+
+
 def test_layers_that_run_several_times_or_never(tmp_path: Path) -> None:
     task = PyramidTask()
     infos = trace_layers(task)
@@ -272,9 +307,9 @@ IMPOSSIBLE = {
     0: (None, -1, [[]]),
     1: (*NOT_SIZES, True, [], [-4], [0], [2**70], [1, 1, 1, 1, 1, 1]),
     2: NOT_SIZES,
-    3: NOT_SIZES[1:],
-    4: NOT_SIZES[1:],
-    5: (*NOT_SIZES[1:], True, 1, 9),
+    3: (*NOT_SIZES, 4.0, 8.0),
+    4: NOT_SIZES,
+    5: (*NOT_SIZES, True, 1, 9, 8.0),
     6: (*NOT_SIZES, True, 2000),
 }
 
@@ -288,6 +323,34 @@ def test_a_layer_of_an_impossible_kind(path: Path, field: int, value: Any) -> No
     with pytest.raises(InputError) as error:
         load_hsq(path, TinyNet())
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_metadata_of_nothing(path: Path) -> None:
+    header, data = read_safetensors(path.read_bytes())
+    header["__metadata__"] = None
+    path.write_bytes(write_safetensors(header, data))
+    assert refusal(path)
+
+
+@pytest.mark.parametrize("path", [1], indirect=True)
+@pytest.mark.parametrize(
+    ("place", "value"), [(0, 0.0), (0, -1.0), (0, float("nan")), (1, 255.6), (1, 256.0), (1, -1.0)]
+)
+def test_a_range_that_cannot_be(path: Path, place: int, value: float) -> None:
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors["ranges"][place] = value
+    save_file(tensors, path, metadata)
+    assert "impossible activation range" in refusal(path, TinyNet())
+
+
+@pytest.mark.parametrize("path", [1], indirect=True)
+def test_a_tensor_that_nobody_needs(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), "junk": torch.zeros(9)}, path, metadata)
+    assert "more 'junk'" in refusal(path, TinyNet())
 
 
 def test_a_header_nested_without_end(path: Path) -> None:

@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 from tiny_task import TinyTask
 
-from benchmarks.readme_tables import README, search_table, spark_table, with_tables
+from benchmarks.readme_tables import README, artifacts_table, search_table, spark_table, with_tables
 
 
 def test_tables_are_those_of_the_result_files() -> None:
@@ -33,6 +33,33 @@ def test_tables_of_comparisons_by_hand() -> None:
         "|---|---:|---:|",
         "| dncnn W2A8, dB | 0.30 (0.10 to 0.40), 3 |  |",
         "| detector W2, points |  | 2.00, 1 |",
+    ]
+
+
+def test_table_of_files_by_hand() -> None:
+    result = {
+        "entropy_saving_by_target": {"hardest": 0.16, "10": 0.1, "6": 0.093},
+        "onnx_over_packed": 1.0012,
+        "onnx_map_gap": 0.0004,
+        "int8_seconds_by_threads": {"1": {"float32": 0.42, "hsq": 0.13, "quantize_static": 0.139}},
+        "int8_bytes": {"float32": 129_211_138, "hsq": 32_449_305, "quantize_static": 33_115_575},
+        "int8_speedup": 3.221,
+        "int8_speedup_of_quantize_static": 3.023,
+        "int8_convolutions": {"hsq": [100, 116]},
+        "fuzz_cases": 10_000,
+        "fuzz_failures": 0,
+    }
+    assert artifacts_table(result).splitlines() == [
+        "| | |",
+        "|---|---:|",
+        "| bytes that entropy coding saves, by ratio of the plan | 9.3% at 6x, 10.0% at 10x, 16.0% at 17.4x |",
+        "| ONNX file over packed bytes, full width, at most | 1.001 |",
+        "| largest difference of mAP between onnxruntime and PyTorch | 0.04 points |",
+        "| full-width FCOS at 320x320, one thread, float32 | 420 ms, 129.2 MB |",
+        "| the same at 8 bits, HSQ's file | 130 ms, 3.22 times faster, 32.4 MB |",
+        "| the same at 8 bits, onnxruntime's `quantize_static` | 139 ms, 3.02 times faster, 33.1 MB |",
+        "| convolutions that run in integers | 100 of 116 |",
+        "| damaged files read or refused, of them wrongly | 10,000, 0 |",
     ]
 
 
