@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 from tqdm import tqdm
 
+from agents.bench import integer_convolutions
 from agents.model_task import model_task
 from detectors.errors import InputError
-from detectors.export import traceable_detections
+from detectors.export import TraceableDetection
 from detectors.task import DetectionTask
 from detectors.teacher import write_atomically
 from hsq_env.make import Made
@@ -86,15 +86,16 @@ def export(
     task = model_task(file, dataset, splits, CALIBRATION_IMAGES)
     if post_processing and not isinstance(task, DetectionTask):
         raise InputError(f"{file} holds a restorer, which has no post-processing: leave --post-processing out.")
-    finish = traceable_detections if post_processing else None
-    make = partial(onnx_bytes, task.teacher, task.stages, task.calibration()[0].images, finish)
+    around = TraceableDetection() if post_processing else None
+    make = partial(onnx_bytes, task.teacher, task.stages, task.calibration()[0].images, around)
     exact = make()
     content = exact if arithmetic == "float" else integer_form(make(True), _calibration(task, post_processing))
     if arithmetic == "auto":
         student, runtime, _ = _metrics(task, content, post_processing, "search")
         if not _agree(task.metric_name, student, runtime):
             content = exact
-    used = "float" if content is exact else "integer"
+    used = "integer" if content is not exact and integer_convolutions(content)[0] else "float"
+    content = exact if used == "float" else content
     content = with_metadata(content, task.describe())
     student, runtime, outputs = _metrics(task, content, post_processing, "test")
     write_atomically(onnx, content)
@@ -122,9 +123,10 @@ def _metrics(task: Made, content: bytes, post_processing: bool, split: str) -> t
         state: dict[str, Any] = run(stages, {"images": batch.images})
         ours.append(task.predictions(state, batch))
         if post_processing:
-            pieces = [_tensors(found(image[None].cpu().numpy())) for image in batch.images]
+            sizes = zip(batch.images.cpu().numpy(), batch.image_sizes, strict=True)
+            pieces = [_tensors(found(image[None, :, :height, :width])) for image, (height, width) in sizes]
             names = tuple(pieces[0])
-            theirs.append([_clipped(d, size) for d, size in zip(pieces, batch.image_sizes, strict=True)])
+            theirs.append(pieces)
         else:
             computed = _tensors(found(batch.images.cpu().numpy()))
             names = tuple(computed)
@@ -135,8 +137,3 @@ def _metrics(task: Made, content: bytes, post_processing: bool, split: str) -> t
 
 def _tensors(computed: dict[str, Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in computed.items()}
-
-
-def _clipped(found: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    """Detections on a padded image, without what lies in the padding."""
-    return {**found, "boxes": clip_boxes_to_image(found["boxes"], size)}

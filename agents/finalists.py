@@ -1,5 +1,6 @@
 """The part of a search that follows the agent: long fine-tuning, the choice, the figures of the table."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,7 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
         figures = {f"finetuned_search_{name.lower()}": metric, "finetuned_divergence": divergence}
         rows.append({"source": episode.source, "divergence": episode.divergence, **figures})
         score = metric if episode.target_ratio is None else -divergence
+        score = score if math.isfinite(score) else -math.inf
         if winner is None or score > winner[0]:
             winner = (score, episode, student)
     assert winner is not None  # a search has at least the integer program's plan

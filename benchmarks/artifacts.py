@@ -85,6 +85,8 @@ def numeral_systems_bytes(student: Student) -> int:
         assert layer.choice is not None and layer.codes is not None
         coded = encoding(info.shape, layer.choice, student.pattern)
         codes = layer.codes.cpu().numpy().reshape(-1).astype(np.int32) + 2 ** (layer.choice.bits - 1)
+        if layer.mask is not None and coded.kind == "dense":  # pruned weights have the code of zero
+            codes[~layer.mask.cpu().numpy().reshape(-1)] = 2 ** (layer.choice.bits - 1)
         parts = [(codes, layer.choice.bits, coded.code_bytes)]
         if coded.mask_bytes:
             assert layer.mask is not None

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS
 from torchvision.models.detection._utils import _topk_min
 from torchvision.models.detection.image_list import ImageList
@@ -9,17 +10,36 @@ from torchvision.ops import nms
 
 from detectors.fcos import State
 
+MULTIPLE = 32  # of sides, as torchvision's transform pads images; strides of locations follow from the padded sides
 
-def traceable_detections(model: FCOS, state: State, images: Tensor) -> dict[str, Tensor]:
+
+class TraceableDetection:
+    """Padding before FCOS and its post-processing behind, see ``hsq_env.onnx_file.PostProcessing``."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Padded with zeros at the right and at the bottom.
+
+        :param images: (1, 3, H, W), normalized
+        """
+        height, width = images.shape[-2], images.shape[-1]
+        return F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+
+    def finish(self, model: FCOS, state: State, images: Tensor) -> dict[str, Tensor]:
+        """See ``traceable_detections``."""
+        return traceable_detections(model, state, images, self.prepare(images))
+
+
+def traceable_detections(model: FCOS, state: State, images: Tensor, padded: Tensor) -> dict[str, Tensor]:
     """``detectors.detection.detect`` of one image.
 
     :param state: of the last stage of ``fcos_stages``
-    :param images: (1, 3, H, W) that the state came from; without padding, since boxes are clipped to it
+    :param images: (1, 3, H, W), to which boxes are clipped
+    :param padded: that the state came from
     :return: ``boxes`` (K, 4) in pixels of ``images``, ``scores`` (K,), ``labels`` (K,), best first
     """
     height, width = images.shape[-2], images.shape[-1]
     features, classes = state["features"], state["cls_logits"].shape[-1]
-    anchors = model.anchor_generator(ImageList(images, [(height, width)]), features)[0]
+    anchors = model.anchor_generator(ImageList(padded, [(height, width)]), features)[0]
     scores = torch.sqrt(state["cls_logits"][0].sigmoid() * state["bbox_ctrness"][0].sigmoid())  # (L, classes)
     boxes = model.box_coder.decode(state["bbox_regression"][0], anchors)
     x, y = (boxes[:, i::2].clamp(min=0) for i in (0, 1))

@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -31,7 +31,19 @@ EXPORTED_OPSET = 18  # of the network before weights are replaced
 SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
 OPSETS = {8: 21, 4: 21, 2: 25}  # the first in which they are known
 Stages = Callable[[nn.Module], Sequence[Stage]]
-Finish = Callable[[Any, State, Tensor], dict[str, Tensor]]  # what post-processing makes of a model's last state
+
+
+class PostProcessing(Protocol):
+    """What stands before and behind a network in a file that takes images as they are."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What the network is given."""
+
+    def finish(self, model: Any, state: State, images: Tensor) -> dict[str, Tensor]:
+        """What is put out in place of the last stage's state.
+
+        :param images: as the file was given them
+        """
 
 
 @dataclass(frozen=True)
@@ -67,18 +79,18 @@ class RawOutputs(nn.Module):
     """A network from images to the tensors that its last stage puts out.
 
     :param stages: makes the forward pass of ``model``
-    :param finish: makes of the model, the last stage's state and the images what is put out in place of that state
+    :param around: post-processing, if there is any
     """
 
-    def __init__(self, model: nn.Module, stages: Stages, finish: Finish | None = None) -> None:
+    def __init__(self, model: nn.Module, stages: Stages, around: PostProcessing | None = None) -> None:
         super().__init__()
-        self.model, self._stages, self._finish = model, stages(model), finish
+        self.model, self._stages, self._around = model, stages(model), around
 
     def state(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
+        if self._around is not None:
+            return self._around.finish(self.model, run(self._stages, {"images": self._around.prepare(images)}), images)
         found = run(self._stages, {"images": images})
-        if self._finish is not None:
-            return self._finish(self.model, found, images)
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -87,19 +99,19 @@ class RawOutputs(nn.Module):
 
 
 def onnx_bytes(
-    model: nn.Module, stages: Stages, images: Tensor, finish: Finish | None = None, widen: bool = False
+    model: nn.Module, stages: Stages, images: Tensor, around: PostProcessing | None = None, widen: bool = False
 ) -> bytes:
     """The content of an ONNX file with the input "images" and the last stage's outputs by name.
 
     :param model: with layers that carry choices, as ``load_hsq`` leaves it
     :param stages: makes the forward pass of a model
     :param images: (N, C, H, W), any on which the network runs; the file takes others too
-    :param finish: post-processing that can be traced, of one image; the file then takes one image at a time
+    :param around: post-processing that can be traced, of one image; the file then takes one image at a time
     :param widen: let weights of fewer than 8 bits be turned into 8 bits when the file is loaded; only then does
         onnxruntime 1.31 compute with them in integers
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer) and m.choice is not None}
-    graph = _Graph(_exported(model, stages, images, finish))
+    graph = _Graph(_exported(model, stages, images, around))
     for name, layer in layers.items():
         graph.store_weight(f"model.{name}.weight", StoredWeight.of(layer), widen)
         graph.quantize_inputs(f"model.{name}.weight", layer.activations)
@@ -109,7 +121,7 @@ def onnx_bytes(
 
 
 @torch.no_grad()
-def _exported(model: nn.Module, stages: Stages, images: Tensor, finish: Finish | None) -> onnx.ModelProto:
+def _exported(model: nn.Module, stages: Stages, images: Tensor, around: PostProcessing | None) -> onnx.ModelProto:
     """The network with weights under the names of its parameters; those of layers with choices mean nothing yet."""
     plain, generator = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
     for layer in plain.modules():
@@ -119,9 +131,9 @@ def _exported(model: nn.Module, stages: Stages, images: Tensor, finish: Finish |
             if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
             layer.forget()
-    network, file = RawOutputs(plain, stages, finish), io.BytesIO()
-    images = images.cpu() if finish is None else images[:1].cpu()
-    free = {2: "height", 3: "width"} if finish is not None else {0: "batch", 2: "height", 3: "width"}
+    network, file = RawOutputs(plain, stages, around), io.BytesIO()
+    images = images.cpu() if around is None else images[:1].cpu()
+    free = {2: "height", 3: "width"} if around is not None else {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's age, and of shapes that are constants: they are meant to be
         torch.onnx.export(

@@ -19,19 +19,28 @@ from hsq_env.onnx_tidy import tidied
 
 LEVELS = 255  # of 8 bits
 PASSED_ON = {"Relu", "MaxPool", "Clip"}  # what may stand between a convolution and its rounding
+MEASURING = {"Shape", "Size"}  # what looks at no values
+COMPUTING = {"Conv", "MatMul", "Gemm", "ConvTranspose", "QuantizeLinear", "InstanceNormalization"}
+SLACK = 0.01  # share of a span by which a range may fall short of it
+Span = tuple[float, float]
 
 
 def integer_form(content: bytes, images: Sequence[NDArray[np.float32]]) -> bytes:
     """The content of a file whose convolutions with rounded inputs are computed in integers.
 
-    Those whose results are the network's stay as they are.
+    Those whose results become the network's without another layer in between stay as they are, and so do the sums that
+    make these. Where nothing is rounded, ``content`` is returned.
 
     :param content: of ``onnx_bytes``
     :param images: batches for the spans of outputs
     """
     graph = _Integer(onnx.load_from_string(content))
-    graph.round_outputs(images)
-    graph.share_rounded()
+    if not graph.quantized:
+        return content
+    outputs, sums = graph.to_round(), graph.to_share()
+    spans = graph.spans([*outputs, *sums], images)
+    graph.share_rounded(sums, spans)
+    graph.round_outputs(outputs, spans)
     model = tidied(graph.finished())
     onnx.checker.check_model(model)
     return model.SerializeToString()
@@ -41,11 +50,16 @@ class _Integer:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.nodes = list(model.graph.node)
+        self.inputs = {value.name for value in model.graph.input}
         self.outputs = {value.name for value in model.graph.output}
         self.new: dict[int, list[NodeProto]] = {}  # by the id of the node behind which they stand
+        self._open: dict[str, bool] = {}
+        self.numbers = {t.name: t for t in model.graph.initializer}
+        self.quantized = [node for node in self.nodes if node.op_type == "QuantizeLinear"]
 
     def _readers(self, name: str) -> list[NodeProto]:
-        return [node for node in self.nodes if name in node.input]
+        """Nodes that look at a value."""
+        return [node for node in self.nodes if name in node.input and node.op_type not in MEASURING]
 
     def _rounded_next(self, name: str) -> bool:
         """Whether all that reads a value rounds it first."""
@@ -56,15 +70,19 @@ class _Integer:
         )
 
     def _reaches_output(self, name: str) -> bool:
-        """Whether nothing but moving elements lies between a value and an output of the network."""
-        moving = {"Reshape", "Transpose", "Concat", "Relu", "Mul", "Squeeze", "Flatten", "Identity", "Slice", "Split"}
-        moving |= {"Sigmoid", "Unsqueeze", "Sqrt", "Sub"}
-        return name in self.outputs or any(
-            node.op_type in moving and any(self._reaches_output(o) for o in node.output) for node in self._readers(name)
-        )
+        """Whether a value becomes one of the network's without another layer in between."""
+        if name not in self._open:
+            self._open[name] = False  # until it is known; graphs have no cycles
+            self._open[name] = name in self.outputs or any(
+                self._reaches_output(output)
+                for node in self._readers(name)
+                if node.op_type not in COMPUTING
+                for output in node.output
+            )
+        return self._open[name]
 
-    def round_outputs(self, images: Sequence[NDArray[np.float32]]) -> None:
-        """Round what convolutions with rounded inputs hand on in float32."""
+    def to_round(self) -> dict[str, NodeProto]:
+        """What convolutions with rounded inputs hand on in float32, and the nodes that it comes from."""
         rounded = {node.output[0] for node in self.nodes if node.op_type == "DequantizeLinear"}
         chosen: dict[str, NodeProto] = {}
         for node in self.nodes:
@@ -75,10 +93,14 @@ class _Integer:
                 at = behind[0]
             if not self._reaches_output(at.output[0]):
                 chosen[at.output[0]] = at
-        for name, (low, high) in self._spans(list(chosen), images).items():
-            self._round(name, chosen[name], low, high)
+        return chosen
 
-    def _spans(self, names: list[str], images: Sequence[NDArray[np.float32]]) -> dict[str, tuple[float, float]]:
+    def round_outputs(self, chosen: dict[str, NodeProto], spans: dict[str, Span]) -> None:
+        """Round them."""
+        for name, node in chosen.items():
+            self._round(name, node, *spans[name])
+
+    def spans(self, names: list[str], images: Sequence[NDArray[np.float32]]) -> dict[str, Span]:
         """The smallest and the largest number of values, 0 included."""
         if not names:
             return {}
@@ -101,32 +123,50 @@ class _Integer:
         zero = np.uint8(np.clip(np.rint(-low / scale), 0, LEVELS))
         constants = [f"{name}_scale", f"{name}_zero"]
         for constant, value in zip(constants, (scale, zero), strict=True):
-            self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), constant))
+            self.numbers[constant] = numpy_helper.from_array(np.asarray(value), constant)
         codes, result = f"{name}_codes", f"{name}_rounded"
-        for reader in self._readers(name):
+        for reader in self.nodes:  # those that look at its shape too: a second reader would keep it in float32
             reader.input[:] = [result if given == name else given for given in reader.input]
         self.new[id(node)] = [
             helper.make_node("QuantizeLinear", [name, *constants], [codes]),
             helper.make_node("DequantizeLinear", [codes, *constants], [result]),
         ]
 
-    def share_rounded(self) -> None:
-        """Let sums take values as they were rounded for a convolution, where they are."""
-        everything = [*self.nodes, *(new for some in self.new.values() for new in some)]
-        dequantized = {n.input[0]: n.output[0] for n in everything if n.op_type == "DequantizeLinear"}
-        rounded = {
-            n.input[0]: dequantized[n.output[0]]
-            for n in everything
-            if n.op_type == "QuantizeLinear" and n.output[0] in dequantized
-        }
-        for node in self.nodes:
-            if node.op_type == "Add":
-                node.input[:] = [rounded.get(name, name) for name in node.input]
+    def to_share(self) -> list[str]:
+        """What goes into a sum and is rounded for a convolution too."""
+        rounded = {node.input[0] for node in self.quantized} - self.inputs
+        return sorted({name for node in self._sums() for name in node.input if name in rounded})
+
+    def _sums(self) -> list[NodeProto]:
+        return [n for n in self.nodes if n.op_type == "Add" and not self._reaches_output(n.output[0])]
+
+    def share_rounded(self, shared: Sequence[str], spans: dict[str, Span]) -> None:
+        """Let sums take values as they were rounded for a convolution, where the range is wide enough for them."""
+        dequantized = {n.input[0]: n.output[0] for n in self.nodes if n.op_type == "DequantizeLinear"}
+        sums = self._sums()
+        for name in shared:
+            ranges = [
+                (self._range(node), dequantized[node.output[0]])
+                for node in self.quantized
+                if node.input[0] == name and node.output[0] in dequantized
+            ]
+            low, high = spans[name]
+            (least, most), result = max(ranges, key=lambda found: found[0][1] - found[0][0])
+            slack = SLACK * (high - low)
+            if least <= low + slack and high - slack <= most:
+                for node in sums:
+                    node.input[:] = [result if given == name else given for given in node.input]
+
+    def _range(self, node: NodeProto) -> Span:
+        """Of the values that a QuantizeLinear of 8 bits can tell apart."""
+        scale, zero = (float(numpy_helper.to_array(self.numbers[name])) for name in node.input[1:3])
+        return -zero * scale, (LEVELS - zero) * scale
 
     def finished(self) -> onnx.ModelProto:
         """The model, its nodes in order."""
         ordered = [new for node in self.nodes for new in (node, *self.new.get(id(node), []))]
-        del self.model.graph.node[:], self.model.graph.value_info[:]
+        del self.model.graph.node[:], self.model.graph.value_info[:], self.model.graph.initializer[:]
+        self.model.graph.initializer.extend(self.numbers.values())
         self.model.graph.node.extend(_sorted(self.model, ordered))
         return self.model
 
@@ -136,14 +176,13 @@ def _sorted(model: onnx.ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
     known = {t.name for t in model.graph.initializer} | {v.name for v in model.graph.input} | {""}
     ordered, waiting = [], nodes
     while waiting:
-        ready = [node for node in waiting if known.issuperset(node.input)]
-        later, known_before = [], len(known)
+        later = []
         for node in waiting:
             if known.issuperset(node.input):
                 ordered.append(node)
                 known |= set(node.output)
             else:
                 later.append(node)
-        assert len(known) > known_before or not ready, "a cycle"
+        assert len(later) < len(waiting), "nodes that wait for each other"
         waiting = later
     return ordered

@@ -9,14 +9,15 @@ from onnx.reference import ReferenceEvaluator
 
 FOLDED = {"Cast", "Concat", "Gather", "Reshape", "Squeeze", "Unsqueeze"}  # cheap, and their results are no larger
 LARGEST_FOLDED = 65_536  # elements
-RANDOM = {"RandomNormal", "RandomUniform", "Bernoulli", "Dropout"}
+RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomUniform"}
+RANDOM |= {"RandomNormalLike", "RandomUniformLike"}
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that computes the same, from the same inputs to outputs of the same names.
 
-    :param model: without subgraphs
+    :param model: without subgraphs; constants are tensors
     """
     tidy = _Tidy(model)
     tidy.replace()
@@ -30,7 +31,8 @@ class _Tidy:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.graph = self.model.graph
-        self.kept = {v.name for v in (*self.graph.input, *self.graph.output)}
+        self.inputs = {v.name for v in self.graph.input}
+        self.kept = self.inputs | {v.name for v in self.graph.output}
         self.tensors: dict[str, TensorProto] = {}
         self._by_content: dict[bytes, str] = {}
         self._same: dict[str, str] = {}  # names that mean what another one means
@@ -42,7 +44,8 @@ class _Tidy:
         content = TensorProto()
         content.CopyFrom(tensor)
         content.name = ""
-        first = self._by_content.setdefault(content.SerializeToString(), tensor.name)
+        key = content.SerializeToString()
+        first = tensor.name if tensor.name in self.kept else self._by_content.setdefault(key, tensor.name)
         if first == tensor.name:
             self.tensors[tensor.name] = tensor
         else:
@@ -54,7 +57,7 @@ class _Tidy:
         done: dict[tuple[bytes, ...], list[str]] = {}
         for node in self.graph.node:
             node.input[:] = [self._same.get(name, name) for name in node.input]
-            if node.op_type == "Constant":
+            if node.op_type == "Constant" and [a.name for a in node.attribute] == ["value"]:
                 self._constant(node)
                 continue
             if node.op_type == "Identity" and not self.kept & set(node.output):
@@ -64,12 +67,14 @@ class _Tidy:
                 self._fold(node)
                 continue
             key = (
+                node.domain.encode(),
                 node.op_type.encode(),
+                bytes(bool(name) for name in node.output),
                 *(name.encode() for name in node.input),
                 *sorted(attribute.SerializeToString() for attribute in node.attribute),
             )
             if key in done and not self.kept & set(node.output) and node.op_type not in RANDOM:
-                self._same |= dict(zip(node.output, done[key], strict=True))
+                self._same |= {own: first for own, first in zip(node.output, done[key], strict=True) if own}
                 continue
             done.setdefault(key, list(node.output))
             nodes.append(node)
@@ -88,6 +93,7 @@ class _Tidy:
         return (
             node.op_type in FOLDED
             and not self.kept & set(node.output)
+            and not self.inputs & set(node.input)
             and all(t is not None and t.data_type in (TensorProto.FLOAT, TensorProto.INT64) for t in given)
             and sum(int(np.prod(t.dims)) for t in given if t is not None) <= LARGEST_FOLDED
         )

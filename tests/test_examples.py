@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_tensor
 from agents.explore import SearchLog
 from agents.find import Explorer
 from detectors.coco import load_folder
-from detectors.export import traceable_detections
+from detectors.export import TraceableDetection
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask, detection_task
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze
@@ -60,9 +60,12 @@ def test_onnxruntime_alone_detects_what_torchvision_does(
     task = detection_task(shapes_folder, None, SHIPPED_TEACHER, **few)
     student = Student(task, trace_layers(task), 8)
     student.apply(Plan(tuple(i.name for i in student.infos), (Choice(8),) * len(student.infos)))
-    content = onnx_bytes(student.model, task.stages, task.calibration()[0].images, traceable_detections)
+    content = onnx_bytes(student.model, task.stages, task.calibration()[0].images, TraceableDetection())
     (tmp_path / "model.onnx").write_bytes(with_metadata(content, task.describe()))
-    picture = sorted(shapes_folder.glob("test*/*.png"))[0]
+    picture = tmp_path / "picture.png"
+    Image.open(sorted(shapes_folder.glob("test*/*.png"))[0]).resize((171, 128)).save(
+        picture
+    )
     found = example.detect(str(tmp_path / "model.onnx"), str(picture))
     with torch.no_grad():
         expected = student.model.eval()([to_tensor(Image.open(picture).convert("RGB"))])[0]

@@ -19,13 +19,13 @@ from agents.report import evaluate_file
 from detectors.coco import load_folder
 from detectors.detection import detect
 from detectors.errors import InputError
-from detectors.export import traceable_detections
+from detectors.export import TraceableDetection
 from detectors.fcos import fcos_stages, run_stages
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask
 from detectors.teacher import DetectorSpec, freeze
 from hsq_env.file import save_hsq
-from hsq_env.onnx_file import outputs_of
+from hsq_env.onnx_file import onnx_bytes, outputs_of
 from hsq_env.student import Student, trace_layers
 from restorers.images import load_photos
 from restorers.task import RestorationTask
@@ -98,14 +98,21 @@ def test_detections_are_torchvisions(shapes_folder: Path, tmp_path: Path) -> Non
         detector.head.classification_head.cls_logits.bias.fill_(-2.0)
     splits = load_folder(shapes_folder, spec.classes, spec.min_size, spec.max_size)
     task = DetectionTask("shapes", detector, spec, splits, calibration_images=2, pool_images=2, batch_size=2)
-    for shape in ((64, 64), (96, 64), (40, 72)):
+    around = TraceableDetection()
+    content = onnx_bytes(detector, task.stages, task.calibration()[0].images, around)
+    for shape, sides in {(64, 64): (64, 64), (96, 64): (96, 64), (40, 171): (64, 192), (107, 71): (128, 96)}.items():
         images = torch.nn.functional.interpolate(task.evaluation("test")[0].images[:1], shape)
+        padded = around.prepare(images)
+        assert padded.shape[2:] == sides and torch.equal(padded[..., : shape[0], : shape[1]], images)
         with torch.no_grad():
-            state = run_stages(fcos_stages(detector), {"images": images})
-            expected = detect(detector, state, [shape], shape)[0]
-            found = traceable_detections(detector, state, images)
+            state = run_stages(fcos_stages(detector), {"images": padded})
+            expected = detect(detector, state, [shape], sides)[0]
+            found = around.finish(detector, state, images)
         assert len(expected["scores"]) > 0
         assert all(torch.equal(found[name], value) for name, value in expected.items())
+        exported = outputs_of(content)(images.numpy())  # traced with another size
+        np.testing.assert_allclose(exported["boxes"][:3], expected["boxes"][:3].numpy(), atol=0.01)
+        np.testing.assert_allclose(exported["scores"][:3], expected["scores"][:3].numpy(), atol=1e-4)
     student = Student(task, trace_layers(task), 8)
     student.apply(plan_of("uniform8", student.infos))
     save_hsq(student, tmp_path / "model.hsq")

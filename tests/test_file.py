@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import zlib
 from collections.abc import Callable

@@ -53,11 +53,11 @@ def test_both_forms_compute_nearly_the_same(kind: Any, bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_convolutions_run_in_integers(tiny: TinyTask, tmp_path: Path, bits: int) -> None:
-    """All but those whose result is the network's; before, those with additions and normalizations behind them too."""
-    student, exact, integer = contents(tiny, [Choice(bits)] * 7)
-    convolutions = sum(isinstance(layer.weight, torch.Tensor) and layer.weight.dim() == 4 for layer in student.layers)
+    """With a normalization behind them too, but not where only sums lie between them and the features put out."""
+    _, exact, integer = contents(tiny, [Choice(bits)] * 7)
     before, after = optimized(exact, tmp_path), optimized(integer, tmp_path)
-    assert before.count("QLinearConv") < after.count("QLinearConv") >= convolutions - 1
+    assert after.count("QLinearConv") == 3  # the first of both blocks, and the head's
+    assert before.count("QLinearConv") == (2 if bits == 8 else 0)
     stored = [t.data_type for t in onnx.load_from_string(integer).graph.initializer if len(t.dims) == 4]
     assert set(stored) == {SIGNED[bits]}  # turned into 8 bits when it is loaded
 
@@ -86,6 +86,38 @@ def test_random_plans_keep_their_outputs_names_and_free_sizes(tiny: TinyTask) ->
     one, other = onnx.load_from_string(exact), onnx.load_from_string(integer)
     assert [v.name for v in one.graph.output] == [v.name for v in other.graph.output]
     assert one.graph.input[0] == other.graph.input[0]
+
+
+def test_sums_take_what_is_wide_enough(tmp_path: Path) -> None:
+    """A value whose range for the convolution cuts it off goes into the sum as it is, and so does the network's."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 1.5, (1, 2, 6, 6)).astype(np.float32)
+    weight = rng.normal(size=(2, 2, 1, 1)).astype(np.float32)
+    tensors = [numpy_helper.from_array(weight, "w")]
+    for name, scale in (("xs", 1 / 255), ("ys", 4 / 255)):
+        tensors += [numpy_helper.from_array(np.array(scale, np.float32), name)]
+    tensors += [numpy_helper.from_array(np.array(0, np.uint8), "z")]
+    make = helper.make_node
+    nodes = [
+        make("Relu", ["images"], ["x"]),
+        make("QuantizeLinear", ["x", "xs", "z"], ["xq"]),  # up to 1, where x goes up to 1.5
+        make("DequantizeLinear", ["xq", "xs", "z"], ["xd"]),
+        make("Conv", ["xd", "w"], ["c"]),
+        make("Add", ["c", "x"], ["sum"]),
+        make("QuantizeLinear", ["sum", "ys", "z"], ["sq"]),
+        make("DequantizeLinear", ["sq", "ys", "z"], ["sd"]),
+        make("Conv", ["sd", "w"], ["d"]),
+        make("Add", ["d", "d"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    inputs = [value("images", TensorProto.FLOAT, [1, 2, 6, 6])]
+    made = helper.make_graph(nodes, "g", inputs, [value("y", TensorProto.FLOAT, [1, 2, 6, 6])], tensors)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    content = model.SerializeToString()
+    exact, found = (outputs_of(c)(images)["y"] for c in (content, integer_form(content, [images])))
+    assert np.abs(exact - found).max() < 0.15  # the first sum's convolution is rounded, and no more
+    kinds = optimized(integer_form(content, [images]), tmp_path)
+    assert kinds.count("QLinearConv") == 1 and kinds.count("Conv") + kinds.count("FusedConv") == 1
 
 
 # ---- tidying
@@ -125,6 +157,36 @@ def test_constants_doubles_and_dead_ends_go() -> None:
     x = np.random.default_rng(0).random((2, 3), np.float32)
     assert np.array_equal(ran(model, x), ran(tidy, x)) and np.array_equal(ran(model, x), (x + 1) ** 2 + 3)
     assert len(model.graph.node) == 8  # a copy was tidied
+
+
+def test_what_must_not_be_made_one() -> None:
+    """Equal constants that are outputs, draws, outputs of which one is left out, and constants given as numbers."""
+    value, make = helper.make_tensor_value_info, helper.make_node
+    two = [numpy_helper.from_array(np.ones(2, np.float32), name) for name in ("p", "q")]
+    two.append(numpy_helper.from_array(np.array(7, np.float32), "seven"))
+    nodes = [
+        make("RandomNormalLike", ["x"], ["r"]),
+        make("RandomNormalLike", ["x"], ["s"]),
+        make("Sub", ["r", "s"], ["difference"]),
+        make("Constant", [], ["k"], value_ints=[1]),
+        make("MaxPool", ["x"], ["most"], kernel_shape=[3]),
+        make("MaxPool", ["x"], ["again", "places"], kernel_shape=[3]),
+        make("Identity", ["places"], ["where"]),
+        make("Neg", ["again"], ["least"]),
+        make("Clip", ["least", "", "seven"], ["clipped"]),
+    ]
+    outputs = [value(n, TensorProto.FLOAT, None) for n in ("p", "q", "difference", "most")]
+    outputs += [value("k", TensorProto.INT64, None), value("clipped", TensorProto.FLOAT, None)]
+    outputs.append(value("where", TensorProto.INT64, None))
+    inputs = [value("x", TensorProto.FLOAT, [1, 2, 3])]
+    made = helper.make_graph(nodes, "g", inputs, outputs, two)
+    tidy = tidied(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    session = onnxruntime.InferenceSession(tidy.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.array([[[1, 3, 2], [6, 5, 4]]], np.float32)
+    p, q, difference, most, k, clipped, where = session.run(None, {"x": x})
+    assert p.tolist() == q.tolist() == [1, 1] and np.abs(difference).max() > 0
+    assert most.tolist() == [[[3], [6]]] and where.tolist() == [[[1], [3]]] and k.tolist() == [1]
+    assert clipped.tolist() == [[[-3], [-6]]]
 
 
 def test_equal_nodes_with_other_settings_stay_apart() -> None:
