@@ -1,11 +1,13 @@
 """Whether what a run claims holds: its files are measured anew, and its plan is replayed from the record alone."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.finalists import UNIFORM_BITS
 from agents.run_folder import digest_of
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
@@ -20,6 +22,8 @@ from hsq_env.student import Student, evaluate, trace_layers
 MEASURED = {"mAP": 0.002, "PSNR": 0.01}
 REPLAYED = {"mAP": 0.01, "PSNR": 0.05}
 SHARE = 1e-6  # of a ratio
+METHODS = [f"uniform{bits}{end}" for bits in UNIFORM_BITS for end in ("", "_finetuned")]
+TASK_SETTINGS = {"dataset", "splits", "patch", "search_images", "pool_images", "calibration_images", "seed"}
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,18 @@ def read_record(run: Path) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads((run / "result.json").read_text())
-        key = record["metric"].lower()
-        _ = record["teacher"][key], record["teacher"]["bytes"], record["finetune_steps"], record["split"]
+        key, targets = record["metric"].lower(), record["target_ratio"]
+        numbers = [record["teacher"][key], record["teacher"]["bytes"], record["finetune_steps"]]
         for row in record["methods"].values():
-            _ = row[key], row["bytes"], row["ratio"]
+            numbers += [row[key], row["bytes"], row["ratio"]]
+        numbers += targets if isinstance(targets, list) else [] if targets is None else [targets]
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            raise TypeError("a figure is no number")
+        if not all(isinstance(record[name], str) for name in ("dataset", "model", "split")):
+            raise TypeError("a name is no text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} is not the folder of a finished search ({type(error).__name__}: {error}).") from error
-    if "rebuild" not in record:
+    if not isinstance(record.get("rebuild"), dict) or not isinstance(record.get("sha256"), dict):
         raise InputError(
             f"The record of {run} does not say how its task was made, as that of 'hsq search' does: search again."
         )
@@ -95,16 +104,19 @@ def validate(
 
 
 def _task(run: Path, record: dict[str, Any], dataset: str | None, splits: Sequence[str] | None) -> Made:
-    made = record["rebuild"]["task"]
     try:
+        made = record["rebuild"]["task"]
+        if set(made) != TASK_SETTINGS:
+            raise KeyError(", ".join(sorted(set(made) ^ TASK_SETTINGS)))
+        own = {name: value for name, value in made.items() if name not in ("dataset", "splits")}
+        _ = [record["rebuild"][name] for name in ("activation_bits", "sparsity_pattern", "bfloat16")]
         return make_task(
-            dataset or made["dataset"],
-            run / "teacher.safetensors",
-            splits or made["splits"],
-            **{k: v for k, v in made.items() if k not in ("dataset", "splits")},
+            dataset or made["dataset"], run / "teacher.safetensors", splits or made["splits"] or None, **own
         )
-    except TypeError as error:
-        raise InputError(f"The record of {run} does not say how its task was made ({error}): search again.") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"The record of {run} does not say how its task was made ({type(error).__name__}: {error}): search again."
+        ) from error
 
 
 def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool) -> Iterator[Check]:
@@ -112,20 +124,41 @@ def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool) -> Iter
     if record["metric"] != metric:
         yield Check("metric", record["metric"], metric, False)
         return
-    for name, digest in record.get("sha256", {}).items():
+    several = isinstance(record["target_ratio"], list)
+    for name in sorted({*files_of(record), *record["sha256"]}):
         found = digest_of(run / name) if (run / name).is_file() else "no such file"
+        digest = record["sha256"].get(name, "not in the record")
         yield Check(name, digest, found, digest == found)
-    teacher, size = record["teacher"], (run / "teacher.safetensors").stat().st_size
+    yield Check("split", record["split"], "test", record["split"] == "test")
+    yield Check("model", record["model"], task.spec.name, record["model"] == task.spec.name)
+    if record["dataset"] != Path(record["rebuild"]["task"]["dataset"] or task.name).name:
+        yield Check("dataset", record["dataset"], task.name, False)
+    targets = record["target_ratio"] if several else [record["target_ratio"]]
+    for target in [t for t in targets if t is not None and record.get("target_accuracy") is None]:
+        name = f"hsq-{target:g}" if several else "hsq"
+        reached = record["methods"].get(name, {}).get("ratio", 0.0)
+        yield Check(f"{name}.ratio beside its target", target, reached, reached >= target)
+    missing = set(METHODS) - set(record["methods"])
+    if missing:
+        yield Check("methods", "with uniform plans", f"without {', '.join(sorted(missing))}", False)
+    teacher, size = record["teacher"], len(task.teacher_file())  # of the network alone, whatever the file holds
     yield Check("teacher.bytes", teacher["bytes"], size, teacher["bytes"] == size)
     yield _near(f"teacher.{key}", teacher[key], evaluate(task, task.stages(task.teacher), "test"), MEASURED[metric])
-    several = isinstance(record["target_ratio"], list)
     for name, row in record["methods"].items():
-        ours = name == "hsq" or name.startswith("hsq-")
-        end = name.removeprefix("hsq") if several else ""
-        file = run / f"model{end}.hsq" if ours else run / "baselines" / f"{name}.hsq"
-        yield from _file_checks(name, row, file, size, task)
-        if ours:
-            yield from _plan_checks(name, row, file, run / f"plan{end}.json", record, task, replay)
+        yield from _file_checks(name, row, run / _file_of(name), size, task)
+        if name.startswith("hsq"):
+            plan = run / _file_of(name).replace("model", "plan").replace(".hsq", ".json")
+            yield from _plan_checks(name, row, run / _file_of(name), plan, record, task, replay)
+
+
+def _file_of(method: str) -> str:
+    """Where a row's model lies in the folder of a run."""
+    return f"model{method.removeprefix('hsq')}.hsq" if method.startswith("hsq") else f"baselines/{method}.hsq"
+
+
+def files_of(record: dict[str, Any]) -> list[str]:
+    """Every file whose content a record has to name."""
+    return ["teacher.safetensors", *(_file_of(name) for name in record["methods"])]
 
 
 def _near(figure: str, claimed: float, found: float, tolerance: float) -> Check:
@@ -195,7 +228,7 @@ def _replayed(name: str, row: dict[str, Any], plan: Plan, record: dict[str, Any]
 def standing(run: Path, checks: Sequence[Check]) -> list[dict[str, Any]]:
     """Rows of a leaderboard: a run's models, with what they lose and whether everything that it claims holds.
 
-    :return: ``{"run", "name", "dataset", "metric", "lost", "ratio", "bytes", "holds", "broken"}``
+    :return: ``{"run", "name", "dataset", "model", "metric", "lost", "ratio", "bytes", "holds", "broken"}``
     """
     record = read_record(run)
     key = record["metric"].lower()
@@ -205,6 +238,7 @@ def standing(run: Path, checks: Sequence[Check]) -> list[dict[str, Any]]:
             "run": run.name,
             "name": name,
             "dataset": record["dataset"],
+            "model": record["model"],
             "metric": record["metric"],
             "lost": record["teacher"][key] - row[key],
             "ratio": row["ratio"],
@@ -220,12 +254,12 @@ def standing(run: Path, checks: Sequence[Check]) -> list[dict[str, Any]]:
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Best first within a data set: those that hold and that no other is both smaller and better than; then by loss.
 
-    Adds ``"front"``: whether no row of the same data that holds is both smaller and better.
+    Adds ``"front"``: whether no row of the same data, model and metric that holds is both smaller and better.
     """
 
     def beaten(row: dict[str, Any]) -> bool:
         return any(
-            other["dataset"] == row["dataset"]
+            all(other[name] == row[name] for name in ("dataset", "model", "metric"))
             and other["holds"]
             and other["ratio"] >= row["ratio"]
             and other["lost"] <= row["lost"]

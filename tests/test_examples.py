@@ -63,9 +63,7 @@ def test_onnxruntime_alone_detects_what_torchvision_does(
     content = onnx_bytes(student.model, task.stages, task.calibration()[0].images, TraceableDetection())
     (tmp_path / "model.onnx").write_bytes(with_metadata(content, task.describe()))
     picture = tmp_path / "picture.png"
-    Image.open(sorted(shapes_folder.glob("test*/*.png"))[0]).resize((171, 128)).save(
-        picture
-    )
+    Image.open(sorted(shapes_folder.glob("test*/*.png"))[0]).resize((171, 128)).save(picture)
     found = example.detect(str(tmp_path / "model.onnx"), str(picture))
     with torch.no_grad():
         expected = student.model.eval()([to_tensor(Image.open(picture).convert("RGB"))])[0]

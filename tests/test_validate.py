@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from agents.cli import main
 from agents.run_folder import digest_of
-from agents.validate import ranked, read_record, standing, validate
+from agents.validate import METHODS, ranked, read_record, standing, validate
 from detectors.errors import InputError
 from restorers.task import RestorationTask
 from restorers.teacher import RestorerSpec, teacher_bytes
 
+ALL_FILES = ["teacher.safetensors", "model.hsq", *(f"baselines/{name}.hsq" for name in METHODS)]
 FLAGS = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --episodes 0 --warm-start ilp"
 
 
@@ -83,14 +86,61 @@ def test_what_a_search_wrote_holds(honest: Path) -> None:
         (lambda r: r["methods"]["hsq"]["choices"].pop(), "hsq.choices"),
         (lambda r: r["methods"]["hsq"].pop("choices"), "hsq.choices"),
         (lambda r: r["methods"]["hsq"]["choices"].__setitem__(0, [3, 0.75]), "hsq.choices"),
+        (lambda r: r.update(split="train"), "split"),
+        (lambda r: r.update(model="edsr"), "model"),
+        (lambda r: r.update(dataset="coco"), "dataset"),
+        (lambda r: r.update(target_ratio=60.0), "hsq.ratio beside its target"),
+        (lambda r: r["methods"].pop("uniform4"), "methods"),
+        (lambda r: r["sha256"].pop("model.hsq"), "model.hsq"),
+        (lambda r: r["sha256"].clear() or r["methods"].pop("hsq"), "hsq.ratio beside its target"),
     ],
 )
 def test_a_figure_that_was_tampered_with_is_named(
     run: Path, edit: Callable[[dict[str, Any]], object], figure: str
 ) -> None:
     change(run, edit)
-    found = broken(run, replay=False)
-    assert set(found) == {figure}
+    found = set(broken(run, replay=False))
+    assert figure in found and found <= {figure, *ALL_FILES}
+
+
+def test_a_larger_teachers_file_makes_no_ratio_larger(run: Path) -> None:
+    """The network counts, not what else its file holds."""
+    tensors = load_file(run / "teacher.safetensors")
+    with safe_open(run / "teacher.safetensors", "pt") as file:
+        metadata = {**file.metadata(), "more": "x" * 1_000_000}
+    save_file(tensors, run / "teacher.safetensors", metadata)
+    size = (run / "teacher.safetensors").stat().st_size
+
+    def claim(record: dict[str, Any]) -> None:
+        record["teacher"]["bytes"] = size
+        record["sha256"]["teacher.safetensors"] = digest_of(run / "teacher.safetensors")
+        for row in record["methods"].values():
+            row["ratio"] = size / row["bytes"]
+
+    change(run, claim)
+    assert {"teacher.bytes", "hsq.ratio"} <= set(broken(run, replay=False))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda r: r["rebuild"].pop("task"),
+        lambda r: r["rebuild"]["task"].pop("dataset"),
+        lambda r: r["rebuild"]["task"].update(test_images=1),
+        lambda r: r["rebuild"].pop("bfloat16"),
+        lambda r: r.pop("target_ratio"),
+        lambda r: r.pop("sha256"),
+        lambda r: r["methods"]["hsq"].update(ratio="8x"),
+        lambda r: r["methods"]["hsq"].update(psnr=None),
+        lambda r: r["teacher"].update(psnr=float("nan")),
+        lambda r: r.update(dataset=3),
+        lambda r: r.update(methods=[]),
+    ],
+)
+def test_records_that_say_nothing(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    change(run, edit)
+    with pytest.raises(InputError):
+        validate(run, say=lambda line: None)
 
 
 def test_a_claim_that_the_plan_does_not_lead_to(run: Path) -> None:
@@ -100,6 +150,7 @@ def test_a_claim_that_the_plan_does_not_lead_to(run: Path) -> None:
     assert {"model.hsq", "hsq.bytes", "hsq.ratio", "hsq.choices"} <= set(broken(run, replay=False))
     other = read_record(run)["methods"]["uniform8"]
     digest = digest_of(run / "model.hsq")
+    change(run, lambda r: r.update(target_ratio=3.0))
     change(run, lambda r: r["methods"]["hsq"].update({k: other[k] for k in ("bytes", "ratio", "psnr")}))
     change(run, lambda r: r["methods"]["hsq"].update(choices=[[8, 0.0]] * len(r["methods"]["hsq"]["choices"])))
     change(run, lambda r: r["sha256"].update({"model.hsq": digest}))
@@ -170,7 +221,15 @@ def test_a_leaderboard(run: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_ranks_by_hand() -> None:
     def row(run: str, lost: float, ratio: float, holds: bool = True, dataset: str = "d") -> dict[str, Any]:
-        return {"run": run, "dataset": dataset, "lost": lost, "ratio": ratio, "holds": holds}
+        return {
+            "run": run,
+            "dataset": dataset,
+            "model": "m",
+            "metric": "mAP",
+            "lost": lost,
+            "ratio": ratio,
+            "holds": holds,
+        }
 
     rows = [
         row("liar", 0.0, 20.0, holds=False),
