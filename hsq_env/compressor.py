@@ -97,11 +97,6 @@ class Compressor:
         """SPARK's, if one weighs places."""
         return self.repair.policy
 
-    @property
-    def activation_bits(self) -> int | str | None:
-        """Of every layer's input, see ``Student``."""
-        return self._student.activation_bits
-
     def repair_settings(self) -> tuple[Any, ...]:
         """Everything but the share of the task loss that decides what a repair does to a student."""
         return *self.repair.settings(), self._student.activation_bits, self._student.pattern

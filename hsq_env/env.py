@@ -20,7 +20,7 @@ from hsq_env.env_state import EnvState
 from hsq_env.file import fixed_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
-from hsq_env.operations import bit_operations
+from hsq_env.operations import operation_shares
 from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
 from hsq_env.repair import DISTILLATIONS, FINETUNE_SCOPES
@@ -187,6 +187,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.layers = self.compressor.infos
         self.teacher_bytes = len(task.teacher_file())
         self.sizes = size_table(self.layers, self.choices, sparsity_pattern, activation_bits is not None)
+        self._operation_shares = operation_shares(self.layers, self.choices, activation_bits)
         self._float_sizes = [layer_bytes(info, None) for info in self.layers]
         self.fixed_bytes = fixed_bytes(self.compressor.student, self.choices, self.sizes)
         targets = target_ratio if isinstance(target_ratio, Sequence) else (target_ratio,)
@@ -329,14 +330,10 @@ class HSQEnv(gym.Env[Observation, Any]):
             model_share=floats / sum(self._float_sizes) * len(self.layers),
             last=self.index == len(self.layers),
             student_share=1 / self.ratio,
-            operations_share=self._operations_share(layer, self.choices[executed]),
+            operations_share=float(self._operation_shares[layer, executed]),
             harm=math.log1p(self._divergence) - math.log1p(before),
             diverged=not measured.finite or math.isnan(measured.accuracy),
         )
-
-    def _operations_share(self, layer: int, choice: Choice) -> float:
-        info, every = self.layers[layer], sum(bit_operations(i, None, None) for i in self.layers)
-        return bit_operations(info, choice, self.compressor.activation_bits) / every * len(self.layers)
 
     def _observation(self) -> Observation:
         at = min(self.index, len(self.layers) - 1)  # the terminal observation shows the last layer again

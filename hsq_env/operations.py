@@ -1,5 +1,10 @@
 """Bit operations: what a layer costs an accelerator whose multipliers are as wide as they need to be."""
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from hsq_env.choices import Choice
 from hsq_env.student import LayerInfo
 
@@ -20,3 +25,12 @@ def bit_operations(info: LayerInfo, choice: Choice | None, activation_bits: int 
     inputs = choice.bits if activation_bits == "match" else activation_bits or FLOAT_BITS
     assert isinstance(inputs, int)
     return info.macs * (1 - choice.sparsity) * choice.bits * inputs
+
+
+def operation_shares(
+    infos: Sequence[LayerInfo], choices: Sequence[Choice], activation_bits: int | str | None
+) -> NDArray[np.float64]:
+    """Bit operations of every layer under every choice over those of all layers in float32, times their number."""
+    every = sum(bit_operations(info, None, None) for info in infos)
+    table = [[bit_operations(info, choice, activation_bits) for choice in choices] for info in infos]
+    return np.array(table) * len(infos) / every
