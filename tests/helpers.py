@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hsq_env.choices import BITS, SPARSITIES, Plan, choice_grid
 from hsq_env.env import HSQEnv
@@ -57,3 +58,15 @@ def python(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     start = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
     command = [sys.executable, "-c", start + script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def write_noise(folder: Path, count: int = 5) -> Path:
+    """Grey pictures of noise, 20x24 pixels.
+
+    :return: the folder
+    """
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder

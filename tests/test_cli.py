@@ -8,11 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from helpers import random_plan
-from PIL import Image
+from helpers import random_plan, write_noise
 from tiny_task import TinyTask
 
 import agents.explore
@@ -422,10 +420,7 @@ def test_a_restorer_from_search_to_evaluation(
     spec = RestorerSpec("dncnn", 1, noise=25)
     teacher, photos, out = tmp_path / "teacher.safetensors", tmp_path / "photos", tmp_path / "run"
     teacher.write_bytes(restorers.teacher.teacher_bytes(spec.build_folded(), spec))
-    photos.mkdir()
-    for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8)
-        Image.fromarray(pixels).save(photos / f"{i}.png")
+    write_noise(photos)
     data = ["--dataset", str(photos)]
     flags = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --episodes 0 --warm-start ilp"
     flags += " --target-ratio 6 --finetune-steps 1 --finalists 1 --distillation akd+spark"

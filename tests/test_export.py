@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
+from helpers import write_noise
 from torchvision.models.detection import FCOS
 
 import agents.export
@@ -34,11 +34,7 @@ from restorers.teacher import RestorerSpec
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
+    return write_noise(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")

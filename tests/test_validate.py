@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from helpers import write_noise
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -25,11 +24,7 @@ FLAGS = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --e
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
+    return write_noise(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
