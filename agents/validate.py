@@ -108,6 +108,8 @@ def _task(run: Path, record: dict[str, Any], dataset: str | None, splits: Sequen
         made = record["rebuild"]["task"]
         if set(made) != TASK_SETTINGS:
             raise KeyError(", ".join(sorted(set(made) ^ TASK_SETTINGS)))
+        if not isinstance(made["dataset"], str | None):
+            raise TypeError("a dataset that is no name")
         own = {name: value for name, value in made.items() if name not in ("dataset", "splits")}
         _ = [record["rebuild"][name] for name in ("activation_bits", "sparsity_pattern", "bfloat16")]
         return make_task(
