@@ -184,14 +184,16 @@ def test_the_reward_is_the_sum_of_its_terms(tiny: TinyTask, name: str) -> None:
     before = 0.0
     for layer, (_, reward, _, _, info) in enumerate(play(env, ACTIONS)):
         harm, before = np.log1p(info["divergence"]) - np.log1p(before), info["divergence"]
+        choice, macs = env.choices[ACTIONS[layer]], [each.macs for each in env.layers]
         outcome = StepOutcome(
             accuracy=info["accuracy"],
-            choice=env.choices[ACTIONS[layer]],
+            choice=choice,
             layer_share=env.sizes[layer, ACTIONS[layer]] / floats[layer],
             model_share=floats[layer] / sum(floats) * 7,
             last=layer == 6,
             student_share=1 / info["ratio"],
             harm=float(harm),
+            operations_share=macs[layer] * (1 - choice.sparsity) * choice.bits * 8 / (32**2 * sum(macs)) * 7,
         )
         assert info["reward_terms"] == pytest.approx(reward_terms(name, outcome, 0.6))
         assert reward == sum(info["reward_terms"].values())
@@ -385,7 +387,7 @@ def test_repaired_sensitivities_cost_no_evaluations(tiny: TinyTask) -> None:
     ("argument", "value", "known"),
     [
         ("action_space", "box", "'discrete', 'multi_discrete', 'continuous'"),
-        ("reward", "best", "'paper', 'paper-literal', 'size', 'terminal', 'divergence'"),
+        ("reward", "best", "'paper', 'paper-literal', 'size', 'energy', 'terminal', 'divergence'"),
         ("alpha_control", "both", "'fixed', 'agent'"),
         ("finetune_scope", "stage", "'layer', 'block', 'all'"),
         ("sparsity_pattern", "2:4", "'unstructured', 'n:m'"),
