@@ -33,8 +33,9 @@ import hsq_env  # noqa: F401 - before torch
 from agents.bench import integer_convolutions, medians, session
 from agents.export import export
 from agents.finetune import plan_of
+from agents.provenance import machine, versions
 from benchmarks.fuzz import fuzz
-from benchmarks.record import RESULTS, read_lines, write_result
+from benchmarks.record import RESULTS, command, read_lines, write_result
 from detectors.coco import load_folder
 from detectors.shapes import CLASS_NAMES, write_shapes
 from detectors.task import DetectionTask, detection_task, shapes_folder
@@ -56,12 +57,16 @@ SIDE, CLASSES = 320, 91  # of the network that is timed
 REPEATS, CASES = 15, 10_000
 
 
-def merged(figures: dict[str, Any]) -> Path:
-    """``artifacts.json`` with these figures in the place of older ones."""
+def merged(part: str, figures: dict[str, Any]) -> Path:
+    """``artifacts.json`` with these figures in the place of older ones.
+
+    Its ``command`` is the last one; ``made`` has that of every part, with versions and machine.
+    """
     path = RESULTS / "artifacts.json"
     old = json.loads(path.read_text()) if path.is_file() else {}
     kept = {k: v for k, v in old.items() if k not in ("command", "versions", "machine")}
-    return write_result("artifacts", {**kept, **figures})
+    made = {"command": command(), "versions": versions(), "machine": machine()}
+    return write_result("artifacts", {**kept, **figures, "made": {**old.get("made", {}), part: made}})
 
 
 def embedded_task() -> DetectionTask:
@@ -119,6 +124,7 @@ def entropy() -> dict[str, Any]:
     names = tuple(info.name for info in env.layers)
     savings: dict[str, dict[str, float]] = {}
     systems: dict[str, list[float]] = {}
+    frames_of: dict[str, list[float]] = {}
     seen, lossless = set(), True
     for row in read_lines(RESULTS / "search_runs.jsonl"):
         choices = tuple(row["choices"])
@@ -133,18 +139,21 @@ def entropy() -> dict[str, Any]:
             for content in (plain, small):
                 (Path(folder) / "model.hsq").write_bytes(content)
                 model = task.spec.build_folded()
-                load_hsq(Path(folder) / "model.hsq", model)
+                header = load_hsq(Path(folder) / "model.hsq", model)
                 loaded.append(model)
         lossless = lossless and same_network(*loaded)
         own = savings.setdefault(row["target"], {})
         own[f"{row['method']} {row['seed']}"] = 1 - len(small) / len(plain)
         packed = sum(e.code_bytes + e.mask_bytes for e in _encodings(student))
-        systems.setdefault(row["target"], []).append((packed - numeral_systems_bytes(student)) / len(plain))
+        frames = sum(sum(entry.stored or ()) for entry in header.layers)
+        for saved, kept in ((systems, numeral_systems_bytes(student)), (frames_of, frames)):
+            saved.setdefault(row["target"], []).append((packed - kept) / len(plain))
     return {
         "entropy_saving": float(np.mean(list(savings["6"].values()))),
         "entropy_saving_by_target": {t: float(np.mean(list(own.values()))) for t, own in savings.items()},
         "entropy_saving_by_plan": savings,
         "entropy_saving_of_codes_and_masks_by_constriction": {t: float(np.mean(own)) for t, own in systems.items()},
+        "entropy_saving_of_codes_and_masks_by_zstandard": {t: float(np.mean(own)) for t, own in frames_of.items()},
         "entropy_lossless": lossless,
     }
 
@@ -320,7 +329,7 @@ def main() -> None:
     }
     for name in arguments.parts:
         started = time.monotonic()
-        path = merged(parts[name]())
+        path = merged(name, parts[name]())
         print(f"{name}: {time.monotonic() - started:.0f} s, wrote {path}", flush=True)
 
 

@@ -2,7 +2,7 @@
 
 Quantized weights are not spread evenly over their levels, so that packed codes hold less than they take. Zstandard
 (RFC 8878) finds that with one Huffman table per part; it was measured beside the asymmetric numeral systems of
-``constriction`` with a table per layer (benchmarks/artifacts.py), which take the same within one percent.
+``constriction`` with a table per part, which save no more (benchmarks/artifacts.py).
 """
 
 import itertools

@@ -28,10 +28,11 @@ def loaded(content: bytes, folder: Path) -> TinyNet:
 def test_parts_keep_each_others_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.record.RESULTS", tmp_path)
-    artifacts.merged({"one": 1, "both": 1})
-    artifacts.merged({"two": 2, "both": 2})
+    artifacts.merged("first", {"one": 1, "both": 1})
+    artifacts.merged("second", {"two": 2, "both": 2})
     found = json.loads((tmp_path / "artifacts.json").read_text())
     assert (found["one"], found["two"], found["both"]) == (1, 2, 2) and "command" in found
+    assert list(found["made"]) == ["first", "second"] and "command" in found["made"]["first"]
 
 
 def test_equal_and_other_networks(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path) -> None:
