@@ -29,9 +29,16 @@ def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Studen
     :param label: for the progress bar
     """
     student = Student(env.task, env.layers, env.student.activation_bits, env.student.pattern)
+    return finetuned(student, plan, steps, label, env.compressor.repair.bfloat16)
+
+
+def finetuned(student: Student, plan: Plan, steps: int, label: str, bfloat16: bool) -> Student:
+    """The same of a student that carries nothing yet; it is changed.
+
+    :param bfloat16: fine-tune under autocast
+    """
     apply_plan(student, plan)
     with tqdm(total=steps, desc=f"fine-tuning {label}", disable=None, leave=False) as bar:
-        bfloat16 = env.compressor.repair.bfloat16
         if steps and not finetune_all(student, steps, on_step=lambda _: bar.update(), bfloat16=bfloat16):
             apply_plan(student, plan)
     return student

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.finalists import UNIFORM_BITS
+from agents.finalists import UNIFORM_BITS, finetuned
 from agents.run_folder import digest_of
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
-from hsq_env.compensation import apply_plan
 from hsq_env.file import load_hsq
-from hsq_env.finetuning import finetune_all
 from hsq_env.make import Made, make_task
 from hsq_env.student import Student, evaluate, trace_layers
 
@@ -219,10 +217,7 @@ def _replayed(name: str, row: dict[str, Any], plan: Plan, record: dict[str, Any]
     """The plan made anew from the teacher, with as much fine-tuning."""
     rebuild, key = record["rebuild"], task.metric_name.lower()
     student = Student(task, trace_layers(task), rebuild["activation_bits"], rebuild["sparsity_pattern"])
-    apply_plan(student, plan)
-    steps = record["finetune_steps"]
-    if steps and not finetune_all(student, steps, bfloat16=rebuild["bfloat16"]):
-        apply_plan(student, plan)
+    finetuned(student, plan, record["finetune_steps"], f"{name} again", rebuild["bfloat16"])
     found = evaluate(task, student.stages, "test")
     return _near(f"{name}.{key} replayed", row[key], found, REPLAYED[task.metric_name])
 
