@@ -10,10 +10,13 @@ from typing import Any
 from agents.finalists import UNIFORM_BITS, finetuned
 from agents.run_folder import digest_of
 from detectors.errors import InputError
+from detectors.task import SHAPES
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq
 from hsq_env.make import Made, make_task
 from hsq_env.student import Student, evaluate, trace_layers
+from restorers.images import PHOTOS
+from restorers.task import RestorationTask
 
 # Another machine or number of threads adds up in another order, which rounded activations make visible; a fine-tuning
 # that is repeated there takes another way. On the same machine with as many threads both are exact.
@@ -131,8 +134,10 @@ def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool) -> Iter
         yield Check(name, digest, found, digest == found)
     yield Check("split", record["split"], "test", record["split"] == "test")
     yield Check("model", record["model"], task.spec.name, record["model"] == task.spec.name)
-    if record["dataset"] != Path(record["rebuild"]["task"]["dataset"] or task.name).name:
-        yield Check("dataset", record["dataset"], task.name, False)
+    embedded = PHOTOS if isinstance(task, RestorationTask) else SHAPES
+    used = Path(record["rebuild"]["task"]["dataset"] or embedded).name
+    if record["dataset"] != used:
+        yield Check("dataset", record["dataset"], used, False)
     targets = record["target_ratio"] if several else [record["target_ratio"]]
     for target in [t for t in targets if t is not None and record.get("target_accuracy") is None]:
         name = f"hsq-{target:g}" if several else "hsq"

@@ -62,6 +62,8 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], torch.Tens
             raise SystemExit(f"{path} has format version {top['version']}; this example reads version 2.")
         stored, body = (file.get_tensor(name).numpy().tobytes() for name in ("header", "data"))
     header, at = json.loads(plain(stored, top["header_bytes"])), 0
+    if header["model"].get("detector") != "fcos_resnet50":
+        raise SystemExit(f"{path} holds no detector of full width: torchvision has no function that builds it.")
 
     def data(length: int) -> bytes:
         nonlocal at
@@ -107,8 +109,6 @@ def detector(path: str) -> FCOS:
     """torchvision's FCOS with the file's weights."""
     header, weights, ranges = read(path)
     said = header["model"]
-    if said.get("detector") != "fcos_resnet50":
-        raise SystemExit(f"{path} holds no detector of full width: torchvision has no function that builds it.")
     scale = said["level_scale"]
     model = fcos_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=len(said["classes"]), min_size=said["min_size"],

@@ -98,6 +98,12 @@ def test_a_figure_that_was_tampered_with_is_named(
     assert figure in found and found <= {figure, *ALL_FILES}
 
 
+def test_data_that_lie_elsewhere(run: Path, photos: Path, tmp_path: Path) -> None:
+    """Under another name too; what counts is what the record says of itself."""
+    (tmp_path / "elsewhere").symlink_to(photos)
+    assert broken(run, replay=False, dataset=str(tmp_path / "elsewhere")) == []
+
+
 def test_a_larger_teachers_file_makes_no_ratio_larger(run: Path) -> None:
     """The network counts, not what else its file holds."""
     tensors = load_file(run / "teacher.safetensors")
