@@ -20,8 +20,9 @@ from detectors.errors import InputError
 from detectors.fcos import fcos_stages
 from detectors.teacher import DetectorSpec
 from hsq_env.layers import CompressedLayer
-from hsq_env.onnx_file import Stages, onnx_bytes
+from hsq_env.onnx_file import onnx_bytes
 from hsq_env.onnx_integer import integer_form
+from hsq_env.raw_outputs import Stages
 from restorers.teacher import RestorerSpec, restorer_stages
 
 RESTORED_SIDE = 96  # pixels of a restorer's input, which has no size of its own

@@ -115,7 +115,7 @@ class StepRegression(BaseCallback):
         self.logger.record("regression/insensitive_layers", len(self.insensitive))
         model = self.model
         if isinstance(model, OffPolicyAlgorithm) and isinstance(model, ExploresAllowed):
-            sizes = self.env.sizes
+            sizes = self.env.costs
             small = sizes <= np.quantile(sizes, 0.25, axis=1, keepdims=True)
             model.priors = {k: self.env.actions.mask(small[k]) for k in self.insensitive}
             model.layers = layers

@@ -47,7 +47,7 @@ def finetuned(student: Student, plan: Plan, steps: int, label: str, bfloat16: bo
 def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Episode, Student, list[dict[str, Any]]]:
     """Fine-tune the best plans and keep the best on the search split.
 
-    Under a target that is the one with the smallest divergence, which tells plans apart that the metric on few images
+    Under a budget that is the one with the smallest divergence, which tells plans apart that the metric on few images
     cannot; without one it is the highest metric.
 
     :return: the winner, its fine-tuned student, and a row for each candidate
@@ -65,7 +65,8 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
         )
         figures = {f"finetuned_search_{name.lower()}": metric, "finetuned_divergence": divergence}
         rows.append({"source": episode.source, "divergence": episode.divergence, **figures})
-        score = metric if episode.target_ratio is None else -divergence
+        bounded = episode.target_ratio is not None or math.isfinite(env.budget.limit)
+        score = -divergence if bounded else metric
         score = score if math.isfinite(score) else -math.inf
         if winner is None or score > winner[0]:
             winner = (score, episode, student)

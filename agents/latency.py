@@ -1,5 +1,6 @@
 """How long every layer takes at each bit-width, in onnxruntime on this machine's CPU."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +13,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from agents.bench import SMALLEST_SIDE, medians, session, size_of
+from agents.bench import SMALLEST_SIDE, Session, medians, session, size_of
 from detectors.errors import InputError
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, load_teacher
-from hsq_env.choices import BITS
+from hsq_env.choices import BITS, SPARSITIES, Choice, choice_grid
+from hsq_env.latency_table import FLOAT32, timed_as
 from hsq_env.onnx_file import OPSETS, SIGNED, StoredWeight, packed
+from hsq_env.pruning import dropped_channels
 from restorers.teacher import is_restorer
 from restorers.teacher import load_teacher as load_restorer
 
-WIDTHS: tuple[int | None, ...] = (None, *reversed(BITS))  # None: float32
+Columns = dict[str, Choice | None]  # by their names in the table; None: float32
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class LayerLatency:
     """One layer.
 
     :param inputs: shape of the input in each call of a forward pass, (1, C, H, W)
-    :param seconds: of all calls together, by bits of the weights; "32" is float32
+    :param seconds: of all calls together, by column: "32" is float32, "8" weights of 8 bits, "8/0.5" the same with
+        half of the input channels dropped
     """
 
     name: str
@@ -41,6 +45,7 @@ def latency(
     size: tuple[int, int] | None = None,
     threads: int = 1,
     repeats: int = 10,
+    sparsity_pattern: str = "unstructured",
     on_layer: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Any]:
     """The table of a teacher's layers, each alone: what stands beside it in a network may make it faster or slower.
@@ -50,8 +55,10 @@ def latency(
     :param teacher: a teacher file; the shipped detector's when None
     :param size: (height, width) of the image in pixels; a detector's own when None
     :param repeats: of which the median counts, all widths of a layer in turn
+    :param sparsity_pattern: "channels" times layers without 25, 50 and 75 % of their input channels too; single zeros
+        make nothing faster
     :param on_layer: is told the name of each before it is timed
-    :return: ``{"teacher", "image", "threads", "repeats", "layers": [...], "seconds": {bits: of all layers}}``
+    :return: ``{"teacher", "image", "threads", "repeats", "layers": [...], "seconds": {column: of all layers}}``
     :raises InputError: if the file cannot be used, or for a number that cannot be
     """
     if repeats < 1 or threads < 1:
@@ -62,10 +69,11 @@ def latency(
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"An image of {height}x{width} pixels is too small: give {SMALLEST_SIDE} or more (--size).")
     channels = 3 if isinstance(spec, DetectorSpec) else spec.channels
+    columns = columns_of(sparsity_pattern)
     layers = []
     for name, (module, shapes) in calls_of(model, torch.zeros(1, channels, height, width)).items():
         on_layer(name)
-        layers.append(LayerLatency(name, tuple(shapes), _seconds(module, shapes, threads, repeats)))
+        layers.append(LayerLatency(name, tuple(shapes), _seconds(module, shapes, columns, threads, repeats)))
     total = {key: sum(layer.seconds[key] for layer in layers) for key in layers[0].seconds}
     return {
         "teacher": teacher.name,
@@ -98,14 +106,40 @@ def calls_of(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, lis
     return found
 
 
-def _seconds(module: nn.Conv2d, shapes: Sequence[tuple[int, ...]], threads: int, repeats: int) -> dict[str, float]:
-    """Of all calls, by bits."""
-    total = dict.fromkeys((str(bits or 32) for bits in WIDTHS), 0.0)
+def columns_of(pattern: str) -> Columns:
+    """What is timed for a pattern of sparsity."""
+    grid = choice_grid(tuple(reversed(BITS)), SPARSITIES if pattern == "channels" else (0.0,))
+    return {FLOAT32: None, **{timed_as(choice, pattern): choice for choice in grid}}
+
+
+def _seconds(
+    module: nn.Conv2d, shapes: Sequence[tuple[int, ...]], columns: Columns, threads: int, repeats: int
+) -> dict[str, float]:
+    """Of all calls, by column."""
+    total = dict.fromkeys(columns, 0.0)
     for shape in sorted(set(shapes)):
-        runs = [session(conv_model(module, shape, bits), threads, _input(shape, bits)) for bits in WIDTHS]
+        runs = [_session(module, shape, choice, threads) for choice in columns.values()]
         for key, found in zip(total, medians(runs, repeats), strict=True):
             total[key] += found * shapes.count(shape)
     return total
+
+
+def _session(module: nn.Conv2d, shape: tuple[int, ...], choice: Choice | None, threads: int) -> Session:
+    bits = None if choice is None else choice.bits
+    small = without_inputs(module, 0 if choice is None else dropped_channels(module.weight.shape, choice.sparsity))
+    shape = (shape[0], small.in_channels, *shape[2:])
+    return session(conv_model(small, shape, bits), threads, _input(shape, bits))
+
+
+@torch.no_grad()
+def without_inputs(module: nn.Conv2d, count: int) -> nn.Conv2d:
+    """The convolution without its last input channels; of a grouped one, without those of each group."""
+    if count == 0:
+        return module
+    small = copy.deepcopy(module)
+    small.weight = nn.Parameter(module.weight[:, :-count].clone(), requires_grad=False)
+    small.in_channels = small.weight.shape[1] * small.groups
+    return small
 
 
 def _input(shape: tuple[int, ...], bits: int | None) -> NDArray[Any]:

@@ -115,12 +115,13 @@ def print_latency(found: dict[str, Any]) -> None:
     height, width = found["image"]
     table = Table(title=f"{found['teacher']}, {height}x{width} pixels, {found['threads']} thread(s), ms")
     table.add_column("layer", no_wrap=True)
-    for key in found["seconds"]:
+    shown = [key for key in found["seconds"] if "/" not in key]
+    for key in shown:
         table.add_column("float32" if key == "32" else f"{key} bit", justify="right")
     longest = sorted(found["layers"], key=lambda layer: -layer["seconds"]["32"])[:SHOWN_LAYERS]
     for layer in longest:
-        table.add_row(layer["name"], *(f"{1000 * seconds:.3f}" for seconds in layer["seconds"].values()))
-    table.add_row("all layers", *(f"{1000 * seconds:.2f}" for seconds in found["seconds"].values()))
+        table.add_row(layer["name"], *(f"{1000 * layer['seconds'][key]:.3f}" for key in shown))
+    table.add_row("all layers", *(f"{1000 * found['seconds'][key]:.2f}" for key in shown))
     Console().print(table)
 
 

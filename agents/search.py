@@ -7,10 +7,11 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
-from agents.explore import SearchLog
+from agents.explore import SearchLog, executed_choices
 from agents.finalists import choose, measure
 from agents.find import Explorer
 from agents.provenance import machine, versions
@@ -54,7 +55,7 @@ def search(
     :param finalists: plans that are fine-tuned at length; the best of them on the search split wins: by divergence
         where there is a target, by the metric where plans of all sizes compete
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
-    :param beta: weight of accuracy in the reward; None for 1 with a target, which bounds the size already, else 0.95
+    :param beta: weight of accuracy in the reward; None for 1 with a target, which bounds the cost already, else 0.95
     :param model: name for the result file
     :param task_settings: arguments of ``hsq_env.make.make_task`` that make the same task again from the teacher that
         the run writes; without them the record cannot be replayed
@@ -74,7 +75,8 @@ def search(
         explorer = _evaluating_itself(explorer, target_accuracy, target_ratio)
         target_ratio = None
     if beta is None:
-        beta = BETA_WITHOUT_TARGET if target_ratio is None else 1.0
+        bounded = target_ratio is not None or env_arguments.get("target_latency") is not None
+        beta = 1.0 if bounded else BETA_WITHOUT_TARGET
     env = HSQEnv(
         task,
         action_space=explorer.action_space(),
@@ -147,6 +149,7 @@ def search(
         },
         "methods": figures,
         "candidates": candidates if folder.several else candidates[str(targets[0])],
+        **({} if env.latencies is None else {"latency": _latency(env, methods, env_arguments)}),
         "sha256": folder.digests(),
         **_record(log, explorer.algo, started),
     }
@@ -163,6 +166,18 @@ def _evaluating_itself(
     if not isinstance(target_ratio, int | float):
         raise InputError("The self-evaluation needs one ratio to aim at: give one with --target-ratio.")
     return replace(explorer, self_evaluation=SelfEvaluation(target_accuracy, float(target_ratio)))
+
+
+def _latency(env: HSQEnv, methods: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of all layers by the table, of the teacher and of each plan found."""
+    assert env.latencies is not None
+    rows = np.arange(len(env.layers))
+    plans = {name: executed_choices(env, found[1].plan) for name, found in methods.items()}
+    return {
+        "target": arguments.get("target_latency"),
+        "float32": float(env.float_latencies.sum()) / 1e6,
+        **{name: float(env.latencies[rows, plan].sum()) / 1e6 for name, plan in plans.items()},
+    }
 
 
 def _plain(note: Any) -> Any:

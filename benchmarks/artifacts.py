@@ -40,7 +40,7 @@ from detectors.coco import load_folder
 from detectors.shapes import CLASS_NAMES, write_shapes
 from detectors.task import DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze
-from hsq_env.choices import Plan
+from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq, student_bytes
 from hsq_env.layers import CompressedLayer
@@ -182,9 +182,9 @@ def full_width_task(folder: Path, side: int = SIDE) -> DetectionTask:
     return DetectionTask("full width", model, spec, splits, batch_size=2, **few)
 
 
-def quantized(task: DetectionTask, plan: str) -> Student:
+def quantized(task: DetectionTask, plan: str, pattern: str = "unstructured") -> Student:
     """A student with a uniform plan."""
-    student = Student(task, trace_layers(task), 8)
+    student = Student(task, trace_layers(task), 8, pattern)
     student.apply(plan_of(plan, student.infos))
     return student
 
@@ -247,16 +247,26 @@ def _gaps(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, An
 # ---- speed
 
 
+def half_of_the_channels(task: DetectionTask) -> Student:
+    """A student at 8 bits whose layers drop half of their input channels."""
+    student = quantized(task, "uniform8", "channels")
+    student.apply(Plan(tuple(i.name for i in student.infos), (Choice(8, 0.5),) * len(student.infos)))
+    return student
+
+
 def speed() -> dict[str, Any]:
-    """Medians in turn: float32, the student's file, onnxruntime's own quantization."""
+    """Medians in turn: float32, the student's file, the same without half of the channels, onnxruntime's own form."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = full_width_task(folder / "pictures")
         student, images = quantized(task, "uniform8"), task.calibration()[0].images[:1]
         plain = onnx_bytes(copy.deepcopy(task.teacher), task.stages, images)
         ours = integer_form(onnx_bytes(student.model, task.stages, images, widen=True), _images(task))
+        pruned = half_of_the_channels(task)
+        halved = integer_form(onnx_bytes(pruned.model, task.stages, images, widen=True), _images(task))
+        packed = {"hsq": len(student_bytes(student)), "pruned": len(student_bytes(pruned))}
         theirs = _quantize_static(plain, _images(task), folder)
-    files = {"float32": plain, "hsq": ours, "quantize_static": theirs}
+    files = {"float32": plain, "hsq": ours, "pruned": halved, "quantize_static": theirs}
     rows: dict[str, Any] = {}
     for threads in (1, 2):
         runs = [session(content, threads, images.numpy()) for content in files.values()]
@@ -269,7 +279,8 @@ def speed() -> dict[str, Any]:
         "int8_bytes": {name: len(content) for name, content in files.items()},
         "int8_convolutions": {name: integer_convolutions(content) for name, content in files.items()},
         "int8_image": [SIDE, SIDE],
-        "pruned_speedup": None,  # structured pruning is not there yet
+        "int8_hsq_bytes": packed,
+        "pruned_speedup": one["float32"] / one["pruned"],
     }
 
 

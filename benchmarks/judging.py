@@ -131,7 +131,7 @@ class Judge:
             sensitivities=plain.sensitivities,
         )  # fmt: skip
         costs = (self.damages @ np.array(run_.weights)) ** POWER
-        chosen = integer_program(costs / costs.max(), env.sizes, env.budget.limit)
+        chosen = integer_program(costs / costs.max(), env.costs, env.budget.limit)
         plan = Plan(tuple(info.name for info in env.layers), tuple(env.choices[c] for c in chosen))
         tuned = finetuned_student(env, plan, FINETUNE_STEPS, str(run_))
         sums = self.damages[np.arange(len(chosen)), chosen].sum(axis=0)

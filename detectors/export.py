@@ -14,7 +14,7 @@ MULTIPLE = 32  # of sides, as torchvision's transform pads images; strides of lo
 
 
 class TraceableDetection:
-    """Padding before FCOS and its post-processing behind, see ``hsq_env.onnx_file.PostProcessing``."""
+    """Padding before FCOS and its post-processing behind, see ``hsq_env.raw_outputs.PostProcessing``."""
 
     def prepare(self, images: Tensor) -> Tensor:
         """Padded with zeros at the right and at the bottom.

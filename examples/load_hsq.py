@@ -40,11 +40,16 @@ def layer(row: list[Any], pattern: str, data: Any) -> np.ndarray:
     _, shape, _, bits, sparsity, _, _, mask_bytes, code_bytes = row
     count, half = math.prod(shape), 2 ** (bits - 1)
     pruned, mask, balanced = round(sparsity * count), np.ones(count, bool), bits == 2 and sparsity != 0.25
+    if pattern == "channels":
+        pruned = count // shape[1] * int(sparsity * shape[1])
     if mask_bytes and pattern == "n:m" and count // shape[0] % 4 == 0:
         ways = list(itertools.combinations(range(4), 4 - round(4 * sparsity)))
         width = math.ceil(math.log2(len(ways)))
         numbers = bits_of(plain(data(mask_bytes), -(-count // 4 * width // 8)), width, count // 4)
         mask = np.array([[i in way for i in range(4)] for way in ways])[numbers].reshape(-1)
+    elif mask_bytes and pattern == "channels":
+        read = bits_of(plain(data(mask_bytes), -(-shape[1] // 8)), 1, shape[1]).astype(bool)
+        mask = np.broadcast_to(read.reshape(1, -1, *[1] * (len(shape) - 2)), shape).reshape(-1)
     elif mask_bytes:
         mask = bits_of(plain(data(mask_bytes), -(-count // 8)), 1, count).astype(bool)
     stored = count - pruned if mask_bytes else count

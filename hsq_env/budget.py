@@ -1,4 +1,4 @@
-"""The hard budget: which choices of a layer can still meet the target ratio."""
+"""The hard budget of bytes or time: which choices of a layer can still meet the target ratio."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from hsq_env.choices import Choice
 
 
 class Budget:
-    """Bytes to spend on layers, and what the choices so far leave of them.
+    """Bytes (or nanoseconds) to spend on layers, and what the choices so far leave of them.
 
     :param sizes: bytes of every layer (rows) under every choice (columns)
     :param fixed_bytes: of the file apart from the layers
@@ -32,6 +32,7 @@ class Budget:
                 f"A target ratio of {target_ratio:g} cannot be reached: this detector reaches up to {reached:.2f} with "
                 "the given choices; lower --target-ratio (target_ratio)."
             )
+        self.share = 1.0 if target_ratio is None else 1 / target_ratio  # of the teacher's cost that a student may have
         # sizes are whole bytes: the slack only undoes the division's rounding
         self.limit: float = np.inf if target_ratio is None else teacher_bytes / target_ratio - fixed_bytes + 1e-6
 

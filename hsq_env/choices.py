@@ -10,7 +10,7 @@ from detectors.errors import InputError
 
 BITS = (2, 4, 8)
 SPARSITIES = (0.0, 0.25, 0.5, 0.75)
-PATTERNS = ("unstructured", "n:m")
+PATTERNS = ("unstructured", "n:m", "channels")
 
 
 @dataclass(frozen=True, order=True)
@@ -18,7 +18,7 @@ class Choice:
     """Bit-width and sparsity of one layer.
 
     :param bits: of each stored weight, 2, 4 or 8
-    :param sparsity: share of weights that are zero, one of ``SPARSITIES``
+    :param sparsity: share of weights, or of input channels, that are zero, one of ``SPARSITIES``
     """
 
     bits: int

@@ -6,6 +6,8 @@ Quantized weights are not spread evenly over their levels, so that packed codes 
 """
 
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +41,14 @@ def _combinations(sparsity: float) -> NDArray[np.bool_]:
 
 
 def encode_mask(mask: NDArray[np.bool_], coded: Encoding, sparsity: float) -> Bytes:
-    """A layer's flat mask (true survives) as its encoding has it; nothing where zeros have a code of their own."""
+    """A layer's mask (true survives) as its encoding has it; nothing where zeros have a code of their own.
+
+    :param mask: of the weight's shape
+    """
     if coded.kind == "dense":
         return np.zeros(0, np.uint8)
+    if coded.kind == "channels":
+        return np.packbits(mask.reshape(*mask.shape[:2], -1)[0, :, 0])
     if coded.kind == "bitmask":
         return np.packbits(mask)
     ways = _combinations(sparsity)
@@ -51,13 +58,17 @@ def encode_mask(mask: NDArray[np.bool_], coded: Encoding, sparsity: float) -> By
     return pack(number_of[mask.reshape(-1, GROUP) @ weights], index_bits(sparsity))
 
 
-def decode_mask(packed: Bytes, coded: Encoding, sparsity: float, count: int) -> NDArray[np.bool_]:
-    """The inverse of ``encode_mask``, (count,).
+def decode_mask(packed: Bytes, coded: Encoding, sparsity: float, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """The inverse of ``encode_mask``, flat.
 
     :raises InputError: for the index of a group that there is not
     """
+    count = math.prod(shape)
     if coded.kind == "bitmask":
         return np.unpackbits(packed, count=count).astype(bool)
+    if coded.kind == "channels":
+        kept = np.unpackbits(packed, count=shape[1]).astype(bool).reshape(1, -1, *[1] * (len(shape) - 2))
+        return np.broadcast_to(kept, shape).reshape(-1)
     ways = _combinations(sparsity)
     numbers = unpack(packed, index_bits(sparsity), count // GROUP)
     if numbers.max(initial=0) >= len(ways):

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from hsq_env.choices import Plan
 from hsq_env.layers import CompressedLayer, Variant
-from hsq_env.pruning import magnitude_mask
 from hsq_env.quantizers import Levels, best_scale, fitted_range, storable, weight_levels
 from hsq_env.states import distilled_kinds
 from hsq_env.student import Student
@@ -114,7 +113,7 @@ def compensated(layer: CompressedLayer, pattern: str, moments: Moments) -> Compe
     damped = xx + scale_of_x * (DAMPING + size / moments.count) * identity
     aim = start + torch.linalg.solve(damped, (yx - start @ xx).transpose(1, 2)).transpose(1, 2)
     shaped = aim.float().reshape(layer.weight.shape)
-    mask = magnitude_mask(shaped, choice.sparsity, pattern)
+    mask = layer.pruning_mask(shaped, choice.sparsity, pattern)
     scale = best_scale(shaped, mask, levels, choice.bits)
     kept = torch.ones_like(aim) if mask is None else mask.reshape(aim.shape).double()
     per_row = scale.double().reshape(groups, -1)

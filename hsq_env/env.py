@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ from hsq_env.compressor import POLICY_EPISODES, TABLE_MEGABYTES, Compressor
 from hsq_env.env_state import EnvState
 from hsq_env.file import fixed_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
+from hsq_env.latency_table import LatencyTable, latency_budget
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
 from hsq_env.operations import operation_shares
 from hsq_env.prefixes import Decision, Outcome
@@ -66,7 +68,7 @@ class HSQEnv(gym.Env[Observation, Any]):
     | 18-29 | sensitivity to each choice, the distillation loss it causes alone (log) | [0, 1] |
     | 30-31 | accuracy so far / 2, divergence so far (log) | [0, 1] |
     | 32-33 | bytes over float32 bytes of the decided layers, share of weights to come | [0, 1] |
-    | 34-35 | slack of the budget, its student bytes over teacher bytes (1 without a budget) | [0, 1] |
+    | 34-35 | slack of the budget, its share of the teacher's bytes or time (1 without a budget) | [0, 1] |
     | 36-39 | bits / 8 and sparsity of the last choice, alpha, beta | [0, 1] |
     | 40-51 | whether the budget allows each action (each choice, if actions are not discrete) | {0, 1} |
 
@@ -79,6 +81,7 @@ class HSQEnv(gym.Env[Observation, Any]):
     `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
     `"energy"`: the cost is the layer's bit operations (multiply-accumulates times bits of weight and activation, pruned
     weights left out) over those in float32, weighted by its share of these;
+    `"latency"`: the cost is the layer's time in the latency table over that in float32, likewise;
     `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`;
     `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
     The terms stand in `info["reward_terms"]`. A student whose outputs are no numbers counts as accuracy 0, gets a
@@ -108,10 +111,13 @@ class HSQEnv(gym.Env[Observation, Any]):
     - `alpha_control`: `"fixed"`, or `"agent"` if actions choose alpha
     - `target_ratio`: teacher bytes over student bytes that every plan must reach; None for no budget; of several, every
       episode draws one, unless `reset(options={"target_ratio": ...})` says which
+    - `latency_table`: a file of `hsq latency`, or a `hsq_env.latency_table.LatencyTable`; for the reward and for
+      `target_latency`: milliseconds that all layers may take by that table, a budget in place of `target_ratio`
     - `finetune_steps`: minibatches per step, 0 for none; `finetune_scope`: `"layer"`, `"block"`, `"all"`
     - `learning_rates`: of the brief fine-tuning, a `hsq_env.finetuning.LearningRates`
     - `activation_bits`: 8, another number, `"match"` for the layer's weight bits, None for float32 activations
-    - `sparsity_pattern`: `"unstructured"` or `"n:m"` (3:4, 2:4, 1:4)
+    - `sparsity_pattern`: `"unstructured"`, `"n:m"` (3:4, 2:4, 1:4) or `"channels"` (whole input channels, which makes
+      networks faster too, see `hsq_env.channels`)
     - `shortcuts`: a `hsq_env.shortcuts.Shortcuts`, what a step may reuse; none changes a reward
     - `table_megabytes`: memory for what came of choices made before, so that repeating them costs nothing
     - `distillation`: `"akd"`; `"akd+spark"`, in which a policy weighs its places; `"spark"`, the same without a task
@@ -138,6 +144,8 @@ class HSQEnv(gym.Env[Observation, Any]):
         beta: float = 0.8,
         alpha_control: str = "fixed",
         target_ratio: float | Sequence[float] | None = None,
+        latency_table: LatencyTable | str | Path | None = None,
+        target_latency: float | None = None,
         finetune_steps: int = 2,
         finetune_scope: str = "block",
         learning_rates: LearningRates = BRIEF_RATES,
@@ -187,13 +195,11 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.layers = self.compressor.infos
         self.teacher_bytes = len(task.teacher_file())
         self.sizes = size_table(self.layers, self.choices, sparsity_pattern, activation_bits is not None)
-        self._operation_shares = operation_shares(self.layers, self.choices, activation_bits)
+        self._operation_shares = operation_shares(self.layers, self.choices, activation_bits, sparsity_pattern)
         self._float_sizes = [layer_bytes(info, None) for info in self.layers]
         self.fixed_bytes = fixed_bytes(self.compressor.student, self.choices, self.sizes)
-        targets = target_ratio if isinstance(target_ratio, Sequence) else (target_ratio,)
-        self.budgets = {t: Budget(self.sizes, self.fixed_bytes, self.teacher_bytes, t) for t in targets}
-        if not self.budgets:
-            raise InputError("target_ratio is empty: give a ratio, several, or None for no budget.")
+        self._take_latencies(latency_table, sparsity_pattern)
+        self.budgets = self._made_budgets(target_ratio, target_latency)
         self.target_ratio = next(iter(self.budgets))
         if sensitivities is None:
             sensitivities = sensitivity(task, self.layers, self.choices, activation_bits, sparsity_pattern)
@@ -206,6 +212,33 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.observation_names = observation_names(self.choices, observe_repaired, actions)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
         self._steps = self._visited_steps = 0
+
+    def _take_latencies(self, table: LatencyTable | str | Path | None, pattern: str) -> None:
+        """Nanoseconds of every layer under every choice and in float32, if there is a table."""
+        self.latencies: NDArray[np.int64] | None = None
+        if table is not None:
+            read = table if isinstance(table, LatencyTable) else LatencyTable.read(table)
+            self.latencies = read.nanoseconds(self.layers, self.choices, pattern)
+            self.float_latencies = read.float_nanoseconds(self.layers)
+        elif self.reward == "latency":
+            raise InputError("The reward 'latency' needs a table: give the file of hsq latency (--latency-table).")
+
+    def _made_budgets(
+        self, target_ratio: float | Sequence[float] | None, target_latency: float | None
+    ) -> dict[float | None, Budget]:
+        """By target ratio. Sets what a plan's costs are: bytes, or nanoseconds where these are bounded."""
+        self.costs = self.sizes
+        if target_latency is not None:
+            if target_ratio is not None:
+                raise InputError("A search has one budget: give target_ratio or target_latency (--target-...).")
+            if self.latencies is None:
+                raise InputError("target_latency needs a table: give the file of hsq latency (--latency-table).")
+            self.costs = self.latencies
+            return {None: latency_budget(self.costs, int(self.float_latencies.sum()), target_latency)}
+        targets = target_ratio if isinstance(target_ratio, Sequence) else (target_ratio,)
+        if not targets:
+            raise InputError("target_ratio is empty: give a ratio, several, or None for no budget.")
+        return {t: Budget(self.sizes, self.fixed_bytes, self.teacher_bytes, t) for t in targets}
 
     @property
     def budget(self) -> Budget:
@@ -235,6 +268,11 @@ class HSQEnv(gym.Env[Observation, Any]):
         return int(sum(self.sizes[layer, choice] for layer, choice in enumerate(self._executed)))
 
     @property
+    def spent(self) -> int:
+        """Of the budget by the decided layers: bytes, or nanoseconds where these are bounded."""
+        return int(sum(self.costs[layer, choice] for layer, choice in enumerate(self._executed)))
+
+    @property
     def ratio(self) -> float:
         """Teacher file over student file, undecided layers counted in float32."""
         return self.teacher_bytes / (self.spent_bytes + sum(self._float_sizes[self.index :]) + self.fixed_bytes)
@@ -258,7 +296,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         """Which choices of the layer to come the budget allows, (choices,); all, once the episode has ended."""
         if self.index == len(self.layers):
             return np.ones(len(self.choices), dtype=bool)
-        return self.budget.mask(self.index, self.spent_bytes)
+        return self.budget.mask(self.index, self.spent)
 
     def would_measure(self, action: Any) -> bool:
         """Whether this action's step would compute something, in place of finding it in the table."""
@@ -331,9 +369,15 @@ class HSQEnv(gym.Env[Observation, Any]):
             last=self.index == len(self.layers),
             student_share=1 / self.ratio,
             operations_share=float(self._operation_shares[layer, executed]),
+            latency_share=self._latency_share(layer, executed),
             harm=math.log1p(self._divergence) - math.log1p(before),
             diverged=not measured.finite or math.isnan(measured.accuracy),
         )
+
+    def _latency_share(self, layer: int, executed: int) -> float:
+        if self.latencies is None:
+            return 0.0
+        return float(self.latencies[layer, executed]) * len(self.layers) / float(self.float_latencies.sum())
 
     def _observation(self) -> Observation:
         at = min(self.index, len(self.layers) - 1)  # the terminal observation shows the last layer again
@@ -343,8 +387,8 @@ class HSQEnv(gym.Env[Observation, Any]):
             divergence=self._divergence,
             size_so_far=self.spent_bytes / decided if decided else 1.0,
             weights_left=1 - decided / total,
-            budget_slack=self.budget.slack(self.index, self.spent_bytes) if self.index < len(self.layers) else 0.0,
-            target=1.0 if self.target_ratio is None else 1 / self.target_ratio,
+            budget_slack=self.budget.slack(self.index, self.spent) if self.index < len(self.layers) else 0.0,
+            target=self.budget.share,
             last=self.choices[self._executed[-1]] if self._executed else None,
             alpha=self.alpha,
             beta=self.beta,

@@ -6,7 +6,8 @@ Layer after layer, in the order of the header's list, each of these parts holds 
 part       type     per layer
 ========== ======== =====================================================================
 masks      uint8    "bitmask": one bit per weight; "n:m": the index of each group's
-                    combination; padded to a whole byte
+                    combination; "channels": one bit per input channel; padded to a
+                    whole byte
 codes      uint8    codes minus their smallest value, ``bits`` each, most significant bit
                     first, padded to a whole byte
 scales     bfloat16 one per output channel
@@ -38,12 +39,13 @@ from torch import Tensor, nn
 
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
+from hsq_env.channels import dead_outputs
 from hsq_env.choices import Choice, Plan
 from hsq_env.coding import Bytes, decode_mask, encode_mask, pack, shrink, unpack
 from hsq_env.layers import CompressedLayer, make_compressible
 from hsq_env.parts import JOINED, CodedParts, HsqHeader, LayerEntry, Parts, PlainParts, header_from
 from hsq_env.quantizers import ActivationRange, weight_levels
-from hsq_env.size import encoding
+from hsq_env.size import encoding, survivors
 from hsq_env.student import Student
 
 VERSION = 2
@@ -74,6 +76,7 @@ def student_bytes(student: Student, coded: bool = True) -> bytes:
 def _content(student: Student) -> _Content:
     parts: dict[str, list[Any]] = {name: [] for name in JOINED}
     entries, layers = [], []
+    dead = dead_outputs(student.model, student.channel_groups)
     empty = np.zeros(0, np.uint8)
     for info, layer in zip(student.infos, student.layers, strict=True):
         choice = layer.choice
@@ -85,16 +88,24 @@ def _content(student: Student) -> _Content:
             continue
         coded, packed = encoding(info.shape, choice, student.pattern), empty
         assert layer.codes is not None
-        codes = layer.codes.cpu().numpy().reshape(-1).astype(np.int16) - weight_levels(choice).low
+        own = layer.codes.cpu().numpy().astype(np.int16) - weight_levels(choice).low
+        scale = layer.scale().detach().to(torch.bfloat16)
+        bias = None if layer.bias is None else layer.bias.detach().half()
+        unread = dead.get(info.name, [])
+        own[unread] = -weight_levels(choice).low  # nobody reads them, and what is always the same takes no bytes
+        scale[unread] = 1.0
+        if bias is not None:
+            bias[unread] = 0.0
+        codes = own.reshape(-1)
         if layer.mask is not None:
+            packed = encode_mask(layer.mask.cpu().numpy(), coded, choice.sparsity)
             mask = layer.mask.cpu().numpy().reshape(-1)
-            packed = encode_mask(mask, coded, choice.sparsity)
             zero = -weight_levels(choice).low
             codes = np.where(mask, codes, zero) if coded.kind == "dense" else codes[mask]
         layers.append((packed, pack(codes, choice.bits)))
-        parts["scales"].append(layer.scale().detach().to(torch.bfloat16))
-        if layer.bias is not None:
-            parts["biases"].append(layer.bias.detach().half())
+        parts["scales"].append(scale)
+        if bias is not None:
+            parts["biases"].append(bias)
         parts["ranges"] += [torch.tensor([r.scale, float(r.zero_point)]) for r in layer.activations]
     header = {"model": student.task.describe(), "pattern": student.pattern, "layers": entries}
     joined = {name: torch.cat([v.cpu() for v in values]) for name, values in parts.items() if values}
@@ -274,7 +285,7 @@ def _layers_of(model: nn.Module, header: HsqHeader) -> Iterator[CompressedLayer]
 def _is_masked(entry: LayerEntry, pattern: str) -> bool:
     """Whether a layer has a mask of its own."""
     choice = entry.choice
-    return choice is not None and choice.sparsity > 0 and encoding(entry.shape, choice, pattern).kind != "dense"
+    return choice is not None and encoding(entry.shape, choice, pattern).kind != "dense"
 
 
 @torch.no_grad()
@@ -290,8 +301,8 @@ def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, parts: 
     mask, stored = None, count
     if _is_masked(entry, pattern):
         packed = parts.take("masks", coded.mask_bytes).numpy()
-        mask = decode_mask(packed, coded, choice.sparsity, count)
-        stored = count - round(choice.sparsity * count)
+        mask = decode_mask(packed, coded, choice.sparsity, entry.shape)
+        stored = survivors(entry.shape, choice.sparsity, pattern)
         if int(mask.sum()) != stored:
             raise InputError("holds a mask with a wrong number of survivors")
     codes = unpack(parts.take("codes", coded.code_bytes).numpy(), choice.bits, stored) + levels.low

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hsq_env.choices import Choice
-from hsq_env.pruning import magnitude_mask
+from hsq_env.pruning import channel_mask, magnitude_mask
 from hsq_env.quantizers import ActivationRange, best_scale, dequantize, fake_quantize, quantize, storable, weight_levels
 
 
@@ -83,6 +83,7 @@ class CompressedLayer(nn.Module):
         self.activations: tuple[ActivationRange, ...] = ()
         self._call = 0
         self.tuning = False
+        self.channel_order: tuple[int, ...] | None = None  # of input channels, see ``hsq_env.channels``
         # of the teacher's weights: learning rates are relative to it, and nobody waits for a device to hear it
         self.spread = self.weight.detach().std(correction=0).item()
         ones = torch.ones(self.weight.shape[0], device=self.weight.device)
@@ -92,10 +93,16 @@ class CompressedLayer(nn.Module):
         for name in ("mask", "codes", "stored_weight", "stored_bias"):  # follow the model to its device
             self.register_buffer(name, None, persistent=False)
 
+    def pruning_mask(self, weight: Tensor, sparsity: float, pattern: str) -> Tensor | None:
+        """Which of some weights of the layer's shape survive."""
+        if pattern == "channels":
+            return channel_mask(weight, sparsity, self.channel_order)
+        return magnitude_mask(weight, sparsity, pattern)
+
     @torch.no_grad()
     def variant(self, choice: Choice, pattern: str) -> Variant:
         """What a choice makes of the latent weights as they are: prune, then find scales for the survivors."""
-        mask = magnitude_mask(self.weight, choice.sparsity, pattern)
+        mask = self.pruning_mask(self.weight, choice.sparsity, pattern)
         return Variant(mask, best_scale(self.weight, mask, weight_levels(choice), choice.bits))
 
     @torch.no_grad()

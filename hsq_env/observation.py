@@ -34,7 +34,7 @@ class Progress:
     :param size_so_far: bytes of the decided layers over their float32 bytes
     :param weights_left: share of the model's weights that are still to be decided
     :param budget_slack: see ``Budget.slack``
-    :param target: student bytes over teacher bytes that the budget asks for; 1 without one
+    :param target: share of the teacher's bytes or time that the budget allows; 1 without one
     """
 
     accuracy: float

@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,29 +21,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from hsq_env.channels import shrunk
 from hsq_env.layers import CompressedLayer
 from hsq_env.onnx_tidy import tidied
 from hsq_env.quantizers import ActivationRange, weight_levels
-from hsq_env.states import run
-from hsq_env.task import Stage, State
+from hsq_env.raw_outputs import PostProcessing, RawOutputs, Stages
 
 EXPORTED_OPSET = 18  # of the network before weights are replaced
 SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
 OPSETS = {8: 21, 4: 21, 2: 25}  # the first in which they are known
-Stages = Callable[[nn.Module], Sequence[Stage]]
-
-
-class PostProcessing(Protocol):
-    """What stands before and behind a network in a file that takes images as they are."""
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """What the network is given."""
-
-    def finish(self, model: Any, state: State, images: Tensor) -> dict[str, Tensor]:
-        """What is put out in place of the last stage's state.
-
-        :param images: as the file was given them
-        """
 
 
 @dataclass(frozen=True)
@@ -75,33 +61,12 @@ class StoredWeight:
         return cls(np.where(mask, 2 * codes + 1, 0).astype(np.int8), (scale / 2).astype(np.float32), 4, 0.0)
 
 
-class RawOutputs(nn.Module):
-    """A network from images to the tensors that its last stage puts out.
-
-    :param stages: makes the forward pass of ``model``
-    :param around: post-processing, if there is any
-    """
-
-    def __init__(self, model: nn.Module, stages: Stages, around: PostProcessing | None = None) -> None:
-        super().__init__()
-        self.model, self._stages, self._around = model, stages(model), around
-
-    def state(self, images: Tensor) -> dict[str, Tensor]:
-        """The outputs by name."""
-        if self._around is not None:
-            return self._around.finish(self.model, run(self._stages, {"images": self._around.prepare(images)}), images)
-        found = run(self._stages, {"images": images})
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The same in order."""
-        return tuple(self.state(images).values())
-
-
 def onnx_bytes(
     model: nn.Module, stages: Stages, images: Tensor, around: PostProcessing | None = None, widen: bool = False
 ) -> bytes:
     """The content of an ONNX file with the input "images" and the last stage's outputs by name.
+
+    Channels that no layer looks at any more are left out (``hsq_env.channels``).
 
     :param model: with layers that carry choices, as ``load_hsq`` leaves it
     :param stages: makes the forward pass of a model
@@ -110,6 +75,7 @@ def onnx_bytes(
     :param widen: let weights of fewer than 8 bits be turned into 8 bits when the file is loaded; only then does
         onnxruntime 1.31 compute with them in integers
     """
+    model = shrunk(model, stages, images)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer) and m.choice is not None}
     graph = _Graph(_exported(model, stages, images, around))
     for name, layer in layers.items():

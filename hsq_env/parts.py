@@ -105,7 +105,7 @@ def _entry(
 ) -> LayerEntry:
     if not isinstance(name, str) or not isinstance(has_bias, bool):
         raise ValueError(f"layer {name!r}")
-    if not 1 <= len(shape) <= 5 or any(_unfit(n, 1) for n in shape) or any(_unfit(n, 0) for n in stored):
+    if not 2 <= len(shape) <= 5 or any(_unfit(n, 1) for n in shape) or any(_unfit(n, 0) for n in stored):
         raise ValueError(f"sizes of layer '{name}'")
     rounded = not _unfit(activation_bits, 2) and activation_bits in ACTIVATION_BITS
     if _unfit(ranges, 0) or ranges > MOST_RANGES or not (rounded or (activation_bits is None and not ranges)):

@@ -1,4 +1,6 @@
-"""Magnitude pruning to an exact count, unstructured or in N:M groups."""
+"""Pruning to an exact count: single weights or N:M groups by magnitude, whole input channels in a given order."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +28,32 @@ def magnitude_mask(weight: Tensor, sparsity: float, pattern: str = "unstructured
     mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[order[: round(sparsity * weight.numel())]] = False
     return mask.reshape(weight.shape)
+
+
+def dropped_channels(shape: Sequence[int], sparsity: float) -> int:
+    """How many input channels a layer drops: ``sparsity`` of them, rounded down.
+
+    :param shape: of the weight, (out, in, ...)
+    """
+    return int(sparsity * shape[1])
+
+
+def channel_mask(weight: Tensor, sparsity: float, order: Sequence[int] | None) -> Tensor | None:
+    """Which weights survive where whole input channels are dropped.
+
+    :param weight: (out, in, ...)
+    :param order: of the input channels, the first to go first; those with the smallest weights when None
+    :return: bool mask of ``weight``'s shape, True where a weight survives, or None if all do
+    """
+    count = dropped_channels(weight.shape, sparsity)
+    if count == 0:
+        return None
+    if order is None:
+        energy = weight.detach().transpose(0, 1).flatten(1).square().sum(dim=1)
+        order = energy.argsort(stable=True).tolist()
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    mask[:, list(order[:count])] = False
+    return mask
 
 
 def follows_pattern(shape: tuple[int, ...] | torch.Size, pattern: str) -> bool:

@@ -20,6 +20,7 @@ class StepOutcome:
     :param harm: how much the step raised ``log(1 + divergence)``, the divergence being the distillation loss on the
         search images; negative where the repair did more good than the choice did harm
     :param operations_share: bit operations of the layer over those of all layers in float32, times the number of layers
+    :param latency_share: time of the layer over that of all layers in float32, times the number of layers
     :param student_share: bytes of the student over those of the teacher, undecided layers counted in float32
     """
 
@@ -31,6 +32,7 @@ class StepOutcome:
     student_share: float
     harm: float = 0.0
     operations_share: float = 0.0
+    latency_share: float = 0.0
     diverged: bool = False
 
 
@@ -63,6 +65,11 @@ def energy(outcome: StepOutcome, beta: float) -> Terms:
     return {"accuracy": beta * outcome.accuracy, "operations": -(1 - beta) * outcome.operations_share}
 
 
+def latency(outcome: StepOutcome, beta: float) -> Terms:
+    """The cost is the layer's measured time (``hsq_env.latency_table``) over that in float32, by its share of this."""
+    return {"accuracy": beta * outcome.accuracy, "latency": -(1 - beta) * outcome.latency_share}
+
+
 def terminal(outcome: StepOutcome, beta: float) -> Terms:
     """Zero until the last layer, then the whole plan's accuracy and size (as AMC, He et al. 2018, and HAQ have it)."""
     if not outcome.last:
@@ -85,6 +92,7 @@ REWARDS: dict[str, Reward] = {
     "paper-literal": paper_literal,
     "size": size,
     "energy": energy,
+    "latency": latency,
     "terminal": terminal,
     "divergence": divergence,
 }

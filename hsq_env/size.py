@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsq_env.choices import Choice
-from hsq_env.pruning import GROUP, follows_pattern
+from hsq_env.pruning import GROUP, dropped_channels, follows_pattern
 from hsq_env.quantizers import weight_levels
 from hsq_env.student import LayerInfo
 
@@ -20,7 +20,7 @@ SCALE_BYTES = 2  # bfloat16
 BIAS_BYTES = 2  # float16
 RANGE_BYTES = 8  # float32 scale and zero point, per call in a forward pass
 FLOAT_BYTES = 4
-ENCODINGS = ("dense", "bitmask", "n:m")
+ENCODINGS = ("dense", "bitmask", "n:m", "channels")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Encoding:
     """How the zeros of a layer are stored, and in how many bytes.
 
     ``kind`` is "dense" (a code for every weight, pruned ones hold the code of zero), "bitmask" (one bit per weight,
-    codes for survivors) or "n:m" (an index per group of four, codes for survivors).
+    codes for survivors), "n:m" (an index per group of four, codes for survivors) or "channels" (one bit per input
+    channel, codes for survivors).
     """
 
     kind: str
@@ -41,6 +42,17 @@ def index_bits(sparsity: float) -> int:
     return math.ceil(math.log2(math.comb(GROUP, round(sparsity * GROUP))))
 
 
+def survivors(shape: Sequence[int], sparsity: float, pattern: str) -> int:
+    """How many weights a layer keeps.
+
+    :param shape: of the weight
+    """
+    count = math.prod(shape)
+    if pattern == "channels":
+        return count // shape[1] * (shape[1] - dropped_channels(shape, sparsity))
+    return count - round(sparsity * count)
+
+
 def encoding(shape: Sequence[int], choice: Choice, pattern: str = "unstructured") -> Encoding:
     """The smallest encoding of a layer's weights; ties go to "dense", which reads fastest.
 
@@ -48,15 +60,18 @@ def encoding(shape: Sequence[int], choice: Choice, pattern: str = "unstructured"
     """
     count = math.prod(shape)
     dense = _bytes(count * choice.bits)
-    if choice.sparsity == 0:
+    kept = survivors(shape, choice.sparsity, pattern)
+    if kept == count:
         return Encoding("dense", dense, 0)
-    survivors = _bytes((count - round(choice.sparsity * count)) * choice.bits)
-    if follows_pattern(tuple(shape), pattern):
-        sparse = Encoding("n:m", survivors, _bytes(count // GROUP * index_bits(choice.sparsity)))
+    codes = _bytes(kept * choice.bits)
+    if pattern == "channels":
+        sparse = Encoding("channels", codes, _bytes(shape[1]))
+    elif follows_pattern(tuple(shape), pattern):
+        sparse = Encoding("n:m", codes, _bytes(count // GROUP * index_bits(choice.sparsity)))
     else:
-        sparse = Encoding("bitmask", survivors, _bytes(count))
+        sparse = Encoding("bitmask", codes, _bytes(count))
     has_zero = weight_levels(choice).offset == 0
-    return Encoding("dense", dense, 0) if has_zero and dense <= survivors + sparse.mask_bytes else sparse
+    return Encoding("dense", dense, 0) if has_zero and dense <= codes + sparse.mask_bytes else sparse
 
 
 def layer_bytes(

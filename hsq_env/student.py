@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hsq_env.channels import ChannelGroup, channel_groups, channel_orders
 from hsq_env.choices import Choice, Plan
 from hsq_env.layers import CompressedLayer, PackedLayer, Variant, make_compressible, pack_mask, unpack_mask
 from hsq_env.quantizers import ActivationRange, activation_range
@@ -156,7 +157,7 @@ class Student:
     :param task: gives the teacher and its stages
     :param infos: of ``trace_layers``
     :param activation_bits: of every chosen layer's input; None leaves them in float32, "match" takes the weights' bits
-    :param pattern: of sparsity, "unstructured" or "n:m"
+    :param pattern: of sparsity, "unstructured", "n:m" or "channels" (whole input channels, see ``hsq_env.channels``)
     :param keep_variants: make the variants of untouched layers once
     """
 
@@ -172,10 +173,22 @@ class Student:
         self.activation_bits, self.pattern = activation_bits, pattern
         self.keep_variants = keep_variants
         self.model = make_compressible(copy.deepcopy(task.teacher))
+        self.channel_groups: tuple[ChannelGroup, ...] = ()
+        if pattern == "channels":
+            self._rank_channels()
         self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self._variants: dict[tuple[int, Choice], PackedVariant] = {}
         self._touched: set[nn.Module] = set()  # modules that are not as the teacher has them any more
         self._bind()
+
+    def _rank_channels(self) -> None:
+        """Which input channels each layer drops first."""
+        task, names = self.task, [info.name for info in self.infos]
+        self.channel_groups = channel_groups(task.teacher, task.stages, task.calibration()[0].images)
+        for name, order in zip(names, channel_orders(task, names, self.channel_groups), strict=True):
+            layer = self.model.get_submodule(name)
+            assert isinstance(layer, CompressedLayer)
+            layer.channel_order = order
 
     def _bind(self) -> None:
         modules = dict(self.model.named_modules())

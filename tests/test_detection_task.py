@@ -180,7 +180,7 @@ def test_a_task_from_files(shapes_folder: Path, tmp_path: Path) -> None:
 # ---- in the environment
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 def test_a_reloaded_file_gives_bit_identical_detections(task: Sure, tmp_path: Path, pattern: str) -> None:
     infos = trace_layers(task)
     student = Student(task, infos, pattern=pattern)

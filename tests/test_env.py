@@ -21,6 +21,7 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq, student_bytes
+from hsq_env.latency_table import LatencyTable
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.size import layer_bytes
@@ -29,6 +30,8 @@ from hsq_env.student import evaluate
 SPACES = ("discrete", "multi_discrete", "continuous")
 ACTIONS = [8, 3, 6, 1, 10, 5, 0]  # of the default grid; one per layer
 NO_SENSITIVITIES = np.zeros((7, 12))
+NAMES = ("stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "head.0", "logits")
+TIMES = LatencyTable("by hand", {n: {str(b): 1e-6 * b * (i + 1) for b in (2, 4, 8, 32)} for i, n in enumerate(NAMES)})
 
 
 class NotANumber(TinyTask):
@@ -179,7 +182,7 @@ def test_copies_do_not_disturb_each_other(env: HSQEnv) -> None:
 
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_the_reward_is_the_sum_of_its_terms(tiny: TinyTask, name: str) -> None:
-    env = HSQEnv(tiny, reward=name, beta=0.6, finetune_steps=0)
+    env = HSQEnv(tiny, reward=name, beta=0.6, finetune_steps=0, latency_table=TIMES)
     floats = [layer_bytes(info, None) for info in env.layers]
     before = 0.0
     for layer, (_, reward, _, _, info) in enumerate(play(env, ACTIONS)):
@@ -193,6 +196,7 @@ def test_the_reward_is_the_sum_of_its_terms(tiny: TinyTask, name: str) -> None:
             last=layer == 6,
             student_share=1 / info["ratio"],
             harm=float(harm),
+            latency_share=choice.bits * (layer + 1) / (32 * 28) * 7,
             operations_share=macs[layer] * (1 - choice.sparsity) * choice.bits * 8 / (32**2 * sum(macs)) * 7,
         )
         assert info["reward_terms"] == pytest.approx(reward_terms(name, outcome, 0.6))
@@ -234,7 +238,8 @@ def test_alpha_is_the_share_of_the_task_loss(tiny: TinyTask) -> None:
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_a_diverged_student_is_a_bad_reward_and_a_flag(tiny: TinyTask, name: str, finetune_steps: int) -> None:
     task = NotANumber(tiny, "block1.conv2")
-    env = HSQEnv(task, reward=name, finetune_steps=finetune_steps, sensitivities=NO_SENSITIVITIES)
+    settings: Any = {"finetune_steps": finetune_steps, "sensitivities": NO_SENSITIVITIES, "latency_table": TIMES}
+    env = HSQEnv(task, reward=name, **settings)
     steps = play(env, ACTIONS)
     assert [info["diverged"] for *_, info in steps] == [False, False] + [True] * 5
     assert [info["accuracy"] for *_, info in steps[2:]] == [0.0] * 5
@@ -387,10 +392,10 @@ def test_repaired_sensitivities_cost_no_evaluations(tiny: TinyTask) -> None:
     ("argument", "value", "known"),
     [
         ("action_space", "box", "'discrete', 'multi_discrete', 'continuous'"),
-        ("reward", "best", "'paper', 'paper-literal', 'size', 'energy', 'terminal', 'divergence'"),
+        ("reward", "best", "'paper', 'paper-literal', 'size', 'energy', 'latency', 'terminal', 'divergence'"),
         ("alpha_control", "both", "'fixed', 'agent'"),
         ("finetune_scope", "stage", "'layer', 'block', 'all'"),
-        ("sparsity_pattern", "2:4", "'unstructured', 'n:m'"),
+        ("sparsity_pattern", "2:4", "'unstructured', 'n:m', 'channels'"),
         ("render_mode", "human", "None, 'ansi', 'rgb_array'"),
     ],
 )

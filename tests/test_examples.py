@@ -77,7 +77,7 @@ def test_onnxruntime_alone_detects_what_torchvision_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 def test_a_file_loads_into_torchvisions_detector(
     shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:

@@ -73,7 +73,7 @@ def test_the_first_value_takes_the_highest_bits() -> None:
 
 
 @pytest.mark.parametrize("activation_bits", [8, 4, None, "match"])
-@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_reloaded_outputs_are_bit_identical(
     tiny: TinyTask,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import agents.latency
 from agents.cli import main
-from agents.latency import calls_of, conv_model, latency
+from agents.latency import calls_of, columns_of, conv_model, latency, without_inputs
 from detectors.errors import InputError
 from restorers.teacher import RestorerSpec, teacher_bytes
 
@@ -81,7 +81,8 @@ def test_calls_are_counted_with_their_shapes() -> None:
 def test_seconds_add_up_over_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Conv2d(1, 1, 1)
     monkeypatch.setattr(agents.latency, "medians", lambda runs, repeats: [1.0, 0.5, 0.25, 0.125])
-    found = agents.latency._seconds(layer, [(1, 1, 4, 4), (1, 1, 2, 2), (1, 1, 4, 4)], 1, 1)
+    shapes = [(1, 1, 4, 4), (1, 1, 2, 2), (1, 1, 4, 4)]
+    found = agents.latency._seconds(layer, shapes, columns_of("unstructured"), 1, 1)
     assert found == {"32": 3.0, "8": 1.5, "4": 0.75, "2": 0.375}
 
 
@@ -95,6 +96,28 @@ def test_the_command_writes_a_table(teacher: Path, tmp_path: Path, capsys: pytes
         assert found["seconds"][key] == pytest.approx(sum(layer["seconds"][key] for layer in found["layers"]))
         assert all(layer["seconds"][key] > 0 for layer in found["layers"])
     assert "all layers" in capsys.readouterr().out
+
+
+def test_layers_are_timed_without_a_share_of_their_inputs(teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "latency.json"
+    size = ["--size", "24", "24", "--repeats", "1", "--sparsity-pattern", "channels"]
+    main(["latency", "--teacher", str(teacher), *size, "--out", str(out)])
+    found = json.loads(out.read_text())
+    columns = ["32", *(f"{bits}{share}" for bits in (8, 4, 2) for share in ("", "/0.25", "/0.5", "/0.75"))]
+    assert list(found["seconds"]) == columns
+    assert all(list(layer["seconds"]) == columns for layer in found["layers"])
+    assert found["seconds"]["8/0.75"] < found["seconds"]["32"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_layer_without_some_inputs(groups: int) -> None:
+    layer = nn.Conv2d(8, 4, 3, groups=groups)
+    small = without_inputs(layer, 3)
+    assert small.weight.shape[1] == 8 // groups - 3 and layer.weight.shape[1] == 8 // groups
+    x = torch.randn(1, 8, 6, 6).unflatten(1, (groups, -1))
+    zeroed = torch.cat([x[:, :, :-3], torch.zeros_like(x[:, :, -3:])], dim=2).flatten(1, 2)
+    torch.testing.assert_close(small(x[:, :, :-3].flatten(1, 2)), layer(zeroed))
+    assert without_inputs(layer, 0) is layer
 
 
 def test_what_cannot_be_timed(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

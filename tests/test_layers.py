@@ -18,7 +18,7 @@ from hsq_env.layers import (
     tuning,
     unpack_mask,
 )
-from hsq_env.pruning import magnitude_mask
+from hsq_env.pruning import channel_mask, magnitude_mask
 from hsq_env.quantizers import activation_range, best_scale, weight_levels
 
 RANGES = (activation_range(-2.0, 2.0, 8),)
@@ -37,7 +37,11 @@ def images(seed: int = 1) -> Tensor:
 
 def expected_weight(weight: Tensor, choice: Choice, pattern: str = "unstructured") -> Tensor:
     """In NumPy, from the mask and the scale that the choice begins with."""
-    mask, levels = magnitude_mask(weight, choice.sparsity, pattern), weight_levels(choice)
+    by_channel = pattern == "channels"
+    mask = (
+        channel_mask(weight, choice.sparsity, None) if by_channel else magnitude_mask(weight, choice.sparsity, pattern)
+    )
+    levels = weight_levels(choice)
     scale = best_scale(weight, mask, levels, choice.bits).numpy().reshape(-1, *[1] * (weight.dim() - 1))
     codes = np.clip(np.rint(weight.numpy() / scale - np.float32(levels.offset)), levels.low, levels.high)
     values = (codes + np.float32(levels.offset)) * scale
@@ -61,7 +65,7 @@ def test_without_a_choice_the_layer_is_the_teachers() -> None:
 
 
 @pytest.mark.parametrize("choice", choice_grid(), ids=str)
-@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 def test_a_choice_computes_with_the_stored_weights(choice: Choice, pattern: str) -> None:
     layer = conv()
     latent = layer.weight.clone()
@@ -175,7 +179,7 @@ def test_a_packed_mask_takes_an_eighth_and_comes_back(shape: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize("choice", choice_grid(), ids=str)
-@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 def test_a_packed_layer_computes_the_same(choice: Choice, pattern: str) -> None:
     layer, other = conv(0), conv(1)
     layer.compress(choice, RANGES, pattern)

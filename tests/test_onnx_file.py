@@ -14,7 +14,8 @@ from tiny_task import TinyTask
 from towers_task import TowersTask
 
 from hsq_env.choices import Choice, Plan
-from hsq_env.onnx_file import SIGNED, RawOutputs, StoredWeight, onnx_bytes, outputs_of, packed
+from hsq_env.onnx_file import SIGNED, StoredWeight, onnx_bytes, outputs_of, packed
+from hsq_env.raw_outputs import RawOutputs
 from hsq_env.student import Student, trace_layers
 
 TASKS = {"tiny": TinyTask, "pyramid": PyramidTask, "towers": TowersTask}

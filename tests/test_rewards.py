@@ -16,6 +16,7 @@ OUTCOME = StepOutcome(
     student_share=0.25,
     harm=0.3,
     operations_share=0.5,
+    latency_share=0.25,
 )
 
 
@@ -38,6 +39,11 @@ def test_size() -> None:
 def test_energy() -> None:
     """0.8 * 0.9 - 0.2 * 0.5"""
     assert reward_terms("energy", OUTCOME, 0.8) == pytest.approx({"accuracy": 0.72, "operations": -0.1})
+
+
+def test_latency() -> None:
+    """0.8 * 0.9 - 0.2 * 0.25"""
+    assert reward_terms("latency", OUTCOME, 0.8) == pytest.approx({"accuracy": 0.72, "latency": -0.05})
 
 
 def test_divergence() -> None:

@@ -28,6 +28,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"activation_bits": "match", "reward": "size"},
     {"bfloat16": True},
     {"sparsity_pattern": "n:m", "reward": "terminal"},
+    {"sparsity_pattern": "channels"},
 ]
 Seen = list[Any]
 

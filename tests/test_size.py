@@ -87,7 +87,7 @@ def test_table_has_layers_in_rows(infos: tuple[LayerInfo, ...]) -> None:
 
 
 @pytest.mark.parametrize("activation_bits", [8, None])
-@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 @pytest.mark.parametrize("seed", range(4))
 def test_table_equals_the_tensors_of_the_file(
     tiny: TinyTask, infos: tuple[LayerInfo, ...], seed: int, pattern: str, activation_bits: int | None
@@ -104,7 +104,7 @@ def test_table_equals_the_tensors_of_the_file(
     assert packed == expected
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "n:m"])
+@pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 def test_estimate_is_never_below_the_file_and_within_one_percent(tiny: TinyTask, pattern: str) -> None:
     env = HSQEnv(tiny, sparsity_pattern=pattern, finetune_steps=0)
     rng = np.random.default_rng(0)

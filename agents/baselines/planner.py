@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.baselines.plans import byte_limit, integer_program, integer_program_choices
+from agents.baselines.plans import cost_limit, integer_program, integer_program_choices
 from agents.surrogate import DamageModel, divergence, load
 from hsq_env.env import HSQEnv
 
@@ -183,7 +183,7 @@ class SurrogatePlanner:
         A choice is judged by its damage, less the uncertainty's credit, and its bytes at the price that the budget
         puts on them.
         """
-        best, sizes = self.best[target], self.env.sizes
+        best, sizes = self.best[target], self.env.costs
         costs = self._costs(best)
         rows = np.arange(len(best.choices))
         worth = costs + self._price_of_a_byte(costs, target) * sizes
@@ -200,7 +200,7 @@ class SurrogatePlanner:
         return [[*best.choices[:k], c] for k, c in places if self._fits(best.choices[:k], k, c, target)]
 
     def _fits(self, before: list[int], layer: int, choice: int, target: float | None) -> bool:
-        spent = sum(int(self.env.sizes[k, c]) for k, c in enumerate(before))
+        spent = sum(int(self.env.costs[k, c]) for k, c in enumerate(before))
         return bool(self.env.budgets[target].mask(layer, spent)[choice])
 
     def propose(self, target: float | None, beginning: Sequence[int] = ()) -> list[int] | None:
@@ -213,8 +213,8 @@ class SurrogatePlanner:
         :param beginning: its first choices, which were measured
         :return: None if nothing new was found
         """
-        best, sizes, start = self.best[target], self.env.sizes, len(beginning)
-        limit = byte_limit(self.env, target) - float(sum(sizes[k, c] for k, c in enumerate(beginning)))
+        best, sizes, start = self.best[target], self.env.costs, len(beginning)
+        limit = cost_limit(self.env, target) - float(sum(sizes[k, c] for k, c in enumerate(beginning)))
         for spread in (0.0, *DRAWS):
             costs = self._costs(best, beginning, self.model.weights(self._rng, spread))
             prices = np.full(costs.shape, best.load * 10.0 ** self._rng.uniform(*CHANGE_PRICES))
@@ -247,7 +247,7 @@ class SurrogatePlanner:
 
     def _price_of_a_byte(self, costs: NDArray[np.float64], target: float | None) -> float:
         """What the plan would gain from a byte more."""
-        limit, sizes = byte_limit(self.env, target), self.env.sizes
+        limit, sizes = cost_limit(self.env, target), self.env.costs
         least = float(sizes.min(axis=1).sum())
         ends = max(least, limit * (1 - MARGIN)), limit * (1 + MARGIN)
         rows = np.arange(len(costs))

@@ -11,6 +11,8 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 
+NOTHING_FITS = "No plan fits into {:.0f} (bytes or ns): lower --target-ratio or raise --target-latency."
+
 
 def uniform_plan(env: HSQEnv, bits: int) -> Plan:
     """Every layer at the same bits, none pruned."""
@@ -38,17 +40,17 @@ def integer_program(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit:
         options={"mip_rel_gap": 1e-4, "time_limit": 20.0},
     )
     if solution.x is None:
-        raise InputError(f"No plan fits into {limit:.0f} bytes: lower --target-ratio.")
+        raise InputError(NOTHING_FITS.format(limit))
     return np.asarray(solution.x.reshape(layers, choices).argmax(axis=1))
 
 
-def byte_limit(env: HSQEnv, target: float | None = None) -> float:
-    """Bytes that the layers may take under the environment's budget (none: those of an average plan).
+def cost_limit(env: HSQEnv, target: float | None = None) -> float:
+    """Bytes (or nanoseconds) that the layers may take under the environment's budget (none: those of an average plan).
 
     :param target: of the environment's several; the present one when None
     """
     limit = env.budgets[env.target_ratio if target is None else target].limit
-    return limit if np.isfinite(limit) else float(env.sizes.mean(axis=1).sum())
+    return limit if np.isfinite(limit) else float(env.costs.mean(axis=1).sum())
 
 
 def integer_program_choices(env: HSQEnv, costs: NDArray[np.float64] | None = None) -> list[int]:
@@ -56,7 +58,7 @@ def integer_program_choices(env: HSQEnv, costs: NDArray[np.float64] | None = Non
 
     :param costs: (layers, choices); the sensitivities as they are when None
     """
-    return [int(i) for i in integer_program(env.sensitivities if costs is None else costs, env.sizes, byte_limit(env))]
+    return [int(i) for i in integer_program(env.sensitivities if costs is None else costs, env.costs, cost_limit(env))]
 
 
 def greedy_choices(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit: float) -> list[int]:
@@ -76,7 +78,7 @@ def greedy_choices(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit: 
         with np.errstate(divide="ignore", invalid="ignore"):
             price = np.where(saved > 0, harm / saved, np.inf)
         if not np.isfinite(price).any():
-            raise InputError(f"No plan fits into {limit:.0f} bytes: lower --target-ratio.")
+            raise InputError(NOTHING_FITS.format(limit))
         layer, choice = np.unravel_index(int(price.argmin()), price.shape)
         chosen[layer] = choice
     return [int(i) for i in chosen]
@@ -84,7 +86,7 @@ def greedy_choices(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit: 
 
 def uniform_choices(env: HSQEnv) -> list[list[int]]:
     """The plans that make the same choice everywhere and meet the budget, largest file first."""
-    totals = env.sizes.sum(axis=0)
+    totals = env.costs.sum(axis=0)
     order = np.argsort(-totals, kind="stable")
     return [[int(i)] * len(env.layers) for i in order if totals[i] <= env.budget.limit]
 
@@ -94,12 +96,12 @@ def random_choices(env: HSQEnv, rng: np.random.Generator) -> list[int]:
 
     Drawn in the order of the layers, the first ones would take all bytes and leave the rest the smallest choices.
     """
-    least = env.sizes.min(axis=1)
+    least = env.costs.min(axis=1)
     spent, chosen = int(least.sum()), [0] * len(env.layers)
     for layer in rng.permutation(len(env.layers)):
-        fits = np.flatnonzero(spent - least[layer] + env.sizes[layer] <= env.budget.limit)
+        fits = np.flatnonzero(spent - least[layer] + env.costs[layer] <= env.budget.limit)
         chosen[layer] = int(rng.choice(fits))
-        spent += int(env.sizes[layer, chosen[layer]] - least[layer])
+        spent += int(env.costs[layer, chosen[layer]] - least[layer])
     return chosen
 
 

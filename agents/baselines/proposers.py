@@ -8,7 +8,7 @@ import optuna
 
 from agents.baselines.planner import PlannerSearch, loads_choices
 from agents.baselines.plans import (
-    byte_limit,
+    cost_limit,
     greedy_choices,
     integer_program_choices,
     random_choices,
@@ -100,7 +100,7 @@ class LocalSearch:
 
     def _neighbour(self) -> list[int] | None:
         """None where nothing else fits."""
-        sizes, limit = self._env.sizes, byte_limit(self._env)
+        sizes, limit = self._env.costs, cost_limit(self._env)
         rows = np.arange(len(self.best))
         for _ in range(self.attempts):
             chosen = np.array(self.best)
@@ -150,7 +150,7 @@ def _uniform(env: HSQEnv, seed: int) -> Proposer:
 
 
 def _greedy(env: HSQEnv, seed: int) -> Proposer:
-    return Listed([greedy_choices(env.sensitivities, env.sizes, byte_limit(env))])
+    return Listed([greedy_choices(env.sensitivities, env.costs, cost_limit(env))])
 
 
 def _ilp(env: HSQEnv, seed: int) -> Proposer:

@@ -145,16 +145,18 @@ def latency(
     size: tuple[int, int] | None = None,
     threads: int = 1,
     repeats: int = 10,
+    sparsity_pattern: Literal["unstructured", "channels"] = "unstructured",
 ) -> None:
     """Time every layer of a teacher at each bit-width, in onnxruntime on this machine's CPU, and write a table.
 
-    Nothing else should compute meanwhile.
+    Nothing else should compute meanwhile. 'hsq search --latency-table' takes the table.
 
     :param out: the JSON file to write
     :param teacher: written by 'hsq teacher'; the shipped detector's if not given
     :param size: height and width of the image in pixels; a detector's own if not given, 96x96 for restorers
     :param threads: that onnxruntime may use
     :param repeats: of which the median counts
+    :param sparsity_pattern: channels times every layer without a share of its input channels too
     """
     import json as jsons
 
@@ -168,7 +170,7 @@ def latency(
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
     with tqdm(desc="timing layers", disable=None, leave=False) as bar:
-        found = measure(teacher, size, threads, repeats, lambda name: bar.update())
+        found = measure(teacher, size, threads, repeats, sparsity_pattern, lambda name: bar.update())
     found["environment"] = {"versions": versions(), "machine": machine()}
     write_atomically(out, (jsons.dumps(found, indent=1) + "\n").encode())
     print_latency(found)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+DEFAULT_RATIO = 8.0
+
 
 def search(
     out: Path,
@@ -14,9 +16,11 @@ def search(
     episodes: int | None = None,
     evaluations: int | None = None,
     time_budget: float | None = None,
-    target_ratio: float = 8.0,
+    target_ratio: float | None = None,
     pareto: tuple[float, ...] | None = None,
     target_accuracy: float | None = None,
+    latency_table: Path | None = None,
+    target_latency: float | None = None,
     seed: int = 0,
     finetune_steps: int = 300,
     finalists: int = 2,
@@ -34,7 +38,7 @@ def search(
     beta: float | None = None,
     observe_repaired: bool = False,
     activation_bits: int | None = 8,
-    sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
+    sparsity_pattern: Literal["unstructured", "n:m", "channels"] = "unstructured",
     distillation: Literal["akd", "spark", "akd+spark"] = "akd",
     patch: int = 48,
     bfloat16: bool = False,
@@ -56,11 +60,13 @@ def search(
     :param episodes: each decides every layer once; the paper uses 1000; 5 if nothing limits the search
     :param evaluations: students that may be measured in the search, one for each new step
     :param time_budget: seconds of the agent's training, whichever ends first
-    :param target_ratio: teacher bytes over student bytes
+    :param target_ratio: teacher bytes over student bytes; 8 if nothing else bounds the search
     :param pareto: several target ratios for a plan each from one training, in place of one
     :param target_accuracy: the metric over the teacher's (of restorers: gains in PSNR over the images as they come);
         with it the target ratio is no hard limit but, like this, an aim that the self-evaluation loop approaches by
         tuning alpha and beta between windows of episodes
+    :param latency_table: of 'hsq latency', for the reward latency and for --target-latency
+    :param target_latency: milliseconds that all layers may take by that table, in place of a target ratio
     :param seed: of the agent and of the long fine-tuning
     :param finetune_steps: gradient steps for each finalist and each uniform plan after the search
     :param finalists: plans that are fine-tuned at length; the best on the search split wins
@@ -74,12 +80,13 @@ def search(
     :param search_images: images that rewards look at
     :param pool_images: training images that the brief fine-tuning takes its minibatches from
     :param calibration_images: training images for activation ranges and sensitivities
-    :param reward: divergence, paper, paper-literal, size, energy or terminal
+    :param reward: divergence, paper, paper-literal, size, energy, latency or terminal
     :param alpha: share of the ground-truth loss in the steps' fine-tuning
     :param beta: weight of accuracy in the reward; 1 if not given, since the target ratio bounds the size already
     :param observe_repaired: show agents what is left of each choice's damage after a repair
     :param activation_bits: of every layer's input; None for float32
-    :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
+    :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero; channels drops whole input
+        channels, which makes networks faster too
     :param distillation: akd; akd+spark, in which a policy weighs its places; spark, the same without a task loss
     :param patch: side of a restorer's patches in the restored image, in pixels
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
@@ -112,7 +119,7 @@ def search(
             return_to_best,
             surrogate,
         ),
-        target_ratio=pareto or target_ratio,
+        target_ratio=pareto or target_ratio or (None if target_latency is not None else DEFAULT_RATIO),
         target_accuracy=target_accuracy,
         finetune_steps=finetune_steps,
         finalists=finalists,
@@ -121,6 +128,8 @@ def search(
         distillation=distillation,
         step_minibatches=step_minibatches,
         table_megabytes=table_megabytes,
+        latency_table=latency_table,
+        target_latency=target_latency,
         reward=reward,
         alpha=alpha,
         beta=beta,

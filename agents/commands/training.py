@@ -114,7 +114,7 @@ def finetune(
     steps: int = 300,
     alpha: float | None = None,
     activation_bits: int | None = 8,
-    sparsity_pattern: Literal["unstructured", "n:m"] = "unstructured",
+    sparsity_pattern: Literal["unstructured", "n:m", "channels"] = "unstructured",
     rounding: Literal["nearest", "compensated"] | None = None,
     policy: Path | None = None,
     policy_every: int = 4,
@@ -140,7 +140,8 @@ def finetune(
     :param steps: gradient steps; 0 for post-training quantization
     :param alpha: share of the ground-truth loss; 1 for none, else 0.3 if not given
     :param activation_bits: of every layer's input; None for float32
-    :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero
+    :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero; channels drops whole input
+        channels, which makes networks faster too
     :param rounding: nearest codes, or codes that make good on training images what others spoil; by default compensated
         for restorers, nearest for detectors
     :param policy: spark.pt of another run, to go on from

@@ -1,0 +1,297 @@
+"""Whole channels: who shares them, who drops which, and networks without those that nobody reads."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_plan
+from tiny_task import TinyBatch, TinyStage, TinyTask
+from torch import Tensor, nn
+
+from detectors.fcos import fcos_stages
+from detectors.teacher import SHIPPED_TEACHER, load_teacher
+from hsq_env.channels import channel_groups, channel_orders, dead_outputs, shrunk, unread_channels
+from hsq_env.choices import Choice, Plan
+from hsq_env.file import load_hsq, save_hsq, student_bytes
+from hsq_env.finetuning import finetune_all
+from hsq_env.onnx_file import onnx_bytes, outputs_of
+from hsq_env.student import Student, trace_layers
+
+
+class Towers(nn.Module):
+    """A stem, a residual block, a tower with a group norm (units of two) that runs on two sizes, and two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner, self.outer = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 3, padding=1)
+        self.tower = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU())
+        self.boxes, self.scores = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.outer(torch.relu(self.inner(x))))
+        levels = [self.tower(x), self.tower(nn.functional.max_pool2d(x, 2))]
+        return (
+            torch.cat([self.boxes(y).flatten(2) for y in levels], 2),
+            torch.cat([self.scores(y).flatten(2) for y in levels], 2),
+        )
+
+
+class Task:
+    """As much of a task as a student needs, for a network of two outputs in one stage."""
+
+    name, metric_name = "towers", "none"
+
+    def __init__(self, net: nn.Module) -> None:
+        torch.manual_seed(0)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        self.teacher: Any = net.eval().requires_grad_(False)
+        self.images = torch.randn(2, 3, 8, 8)
+
+    def stages(self, model: Any) -> list[TinyStage]:
+        return [TinyStage("all", "all", None, lambda state: dict(enumerate_outputs(model(state["images"]))))]
+
+    def calibration(self) -> list[TinyBatch]:
+        return [TinyBatch(self.images, torch.zeros(2, 4, dtype=torch.int64))]
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": "towers"}
+
+
+def enumerate_outputs(found: tuple[Tensor, ...]) -> list[tuple[str, Tensor]]:
+    return [(f"y{i}", y) for i, y in enumerate(found)]
+
+
+def compressed(task: Any, sparsities: dict[str, float], activation_bits: int | None = None, bits: int = 8) -> Student:
+    """Channels dropped as said, none elsewhere."""
+    student = Student(task, trace_layers(task), activation_bits, "channels")
+    choices = tuple(Choice(bits, sparsities.get(info.name, 0.0)) for info in student.infos)
+    student.apply(Plan(tuple(info.name for info in student.infos), choices))
+    return student
+
+
+def outputs(task: Any, model: nn.Module) -> dict[str, Tensor]:
+    with torch.no_grad():
+        state = task.stages(model)[0].run({"images": task.images})
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def small(student: Student) -> Any:
+    task = student.task
+    return shrunk(student.model, task.stages, task.calibration()[0].images)
+
+
+def assert_the_same(student: Student) -> Any:
+    """The shrunk network's outputs are the student's; returns the network."""
+    found = small(student)
+    task: Any = student.task
+    expected = outputs(task, student.model)
+    for name, value in outputs(task, found).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4)
+    return found
+
+
+# ---- who shares channels
+
+
+def test_groups_of_a_network() -> None:
+    task = Task(Towers())
+    groups = {g.producers: g for g in channel_groups(task.teacher, task.stages, task.images)}
+    assert set(groups) == {("stem", "outer"), ("inner",), ("tower.0",)}
+    assert set(groups["stem", "outer"].consumers) == {"inner", "tower.0"} and groups["inner",].consumers == ("outer",)
+    tower = groups["tower.0",]
+    assert set(tower.consumers) == {"boxes", "scores"} and tower.norms == ("tower.1",)
+    assert (tower.channels, tower.unit, groups["inner",].unit) == (8, 2, 1)
+
+
+def test_groups_of_the_detector() -> None:
+    model, _ = load_teacher(SHIPPED_TEACHER)
+    groups = channel_groups(model, fcos_stages, torch.randn(1, 3, 64, 64))
+    consumers = [name for group in groups for name in group.consumers]
+    convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    assert len(consumers) == len(set(consumers))
+    assert set(convolutions) - set(consumers) == {"backbone.body.conv1"}  # which reads the images
+    producers = {name for group in groups for name in group.producers}
+    heads = {f"head.{name}" for name in ("classification_head.cls_logits", "regression_head.bbox_reg")}
+    assert set(convolutions) - producers == {*heads, "head.regression_head.bbox_ctrness"}
+    levels = next(g for g in groups if "head.classification_head.conv.0" in g.consumers)
+    assert {"head.regression_head.conv.0", "backbone.fpn.extra_blocks.p6"} <= set(levels.consumers)
+    assert {f"backbone.fpn.layer_blocks.{i}.0" for i in range(3)} <= set(levels.producers)
+    assert all(g.unit == 2 for g in groups if re.search(r"head\.conv", g.producers[0]))
+
+
+def test_channels_that_reach_outputs_or_are_mixed_stay(tiny: TinyTask) -> None:
+    """Of the tiny task features are put out, and a linear layer reads what was flattened."""
+    groups = channel_groups(tiny.teacher, tiny.stages, tiny.calibration()[0].images)
+    assert {g.producers for g in groups} == {("block1.conv1",), ("block2.conv1",)}
+
+    class Grouped(Towers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outer = nn.Conv2d(12, 8, 3, padding=1, groups=2)
+
+    task = Task(Grouped())
+    assert {g.producers for g in channel_groups(task.teacher, task.stages, task.images)} == {("tower.0",)}
+
+
+def test_nothing_is_changed_by_looking() -> None:
+    task = Task(Towers())
+    before = copy.deepcopy(task.teacher.state_dict())
+    channel_groups(task.teacher, task.stages, task.images)
+    assert not any(p.requires_grad or p.grad is not None for p in task.teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
+
+
+# ---- which go first
+
+
+def test_the_least_important_channels_go_first() -> None:
+    task = Task(Towers())
+    with torch.no_grad():
+        task.teacher.outer.weight[:, 5] *= 1e-3  # read with small weights
+        task.teacher.inner.weight[7], task.teacher.inner.bias[7] = 0.0, 0.0  # nothing to read
+    names = [info.name for info in trace_layers(task)]  # type: ignore[arg-type]
+    groups = channel_groups(task.teacher, task.stages, task.images)
+    orders = dict(zip(names, channel_orders(task, names, groups), strict=True))  # type: ignore[arg-type]
+    assert orders["outer"][:2] == (7, 5)
+    assert orders["inner"] == orders["tower.0"] and orders["boxes"] == orders["scores"]  # they read the same
+    pairs = np.array(orders["boxes"]).reshape(-1, 2)
+    assert (pairs[:, 1] - pairs[:, 0] == 1).all() and (pairs[:, 0] % 2 == 0).all()  # in the group norm's units
+    assert all(sorted(order) == list(range(len(order))) for order in orders.values())
+
+
+def test_importance_is_weights_times_inputs() -> None:
+    task = Task(Towers())
+    names = [info.name for info in trace_layers(task)]  # type: ignore[arg-type]
+    order = channel_orders(task, names, ())[names.index("outer")]  # type: ignore[arg-type]
+    with torch.no_grad():
+        read = torch.relu(task.teacher.inner(torch.relu(task.teacher.stem(task.images))))
+    energy = read.square().mean(dim=(0, 2, 3)) * task.teacher.outer.weight.square().sum(dim=(0, 2, 3))
+    assert list(order) == energy.argsort().tolist()
+
+
+# ---- networks without what nobody reads
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_a_shrunk_network_computes_the_same(bits: int) -> None:
+    task = Task(Towers())
+    half = dict.fromkeys(("inner", "outer", "tower.0", "boxes", "scores"), 0.5)
+    found = assert_the_same(compressed(task, half, bits=bits))
+    assert found.stem.weight.shape == (4, 3, 3, 3) and found.outer.weight.shape == (4, 6, 3, 3)
+    assert found.tower[0].weight.shape == (4, 4, 3, 3) and found.boxes.weight.shape == (4, 4, 1, 1)
+    assert (found.tower[1].num_groups, found.tower[1].num_channels) == (2, 4)
+    assert (found.inner.in_channels, found.inner.out_channels) == (4, 6)
+    assert all(getattr(m, "mask", None) is None for m in found.modules())
+
+
+def test_what_one_layer_still_reads_stays() -> None:
+    """``tower.0`` has dropped more than ``inner``, and ``scores`` nothing at all."""
+    task = Task(Towers())
+    student = compressed(task, {"inner": 0.25, "tower.0": 0.75, "boxes": 0.5})
+    found = assert_the_same(student)
+    assert found.stem.weight.shape[0] == 6 and found.tower[0].weight.shape == (8, 6, 3, 3)
+    assert found.tower[0].mask is not None and int(found.tower[0].mask[0, :, 0, 0].sum()) == 2
+    assert found.boxes.weight.shape[1] == found.scores.weight.shape[1] == 8
+    group = next(g for g in student.channel_groups if "inner" in g.consumers)
+    order = student.layers[1].channel_order
+    assert order is not None and set(unread_channels(student.model, group)) == set(order[:2])
+
+
+def test_a_group_norms_channels_go_in_whole_units() -> None:
+    task = Task(Towers())
+    student = compressed(task, dict.fromkeys(("boxes", "scores"), 0.5))
+    for name in ("boxes", "scores"):  # drops another half: channels 0, 1, 2 and 4
+        layer: Any = student.model.get_submodule(name)
+        layer.channel_order = (0, 1, 2, 4, 3, 5, 6, 7)
+        layer.compress(Choice(8, 0.5), (), "channels")
+    found = assert_the_same(student)
+    assert found.tower[0].weight.shape[0] == 6 and found.tower[1].num_groups == 3
+
+
+def test_pruned_columns_of_any_pattern_are_taken_out() -> None:
+    task = Task(Towers())
+    with torch.no_grad():
+        task.teacher.outer.weight[:, :6] *= 1e-6
+    student = Student(task, trace_layers(task), None)  # type: ignore[arg-type]
+    student.apply(Plan(tuple(i.name for i in student.infos), (Choice(8, 0.5),) * len(student.infos)))
+    assert assert_the_same(student).inner.weight.shape[0] == 6
+
+
+def test_a_dense_network_stays(tiny: TinyTask) -> None:
+    student = compressed(tiny, {})
+    found = small(student)
+    shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (found, student.model)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_detector_shrinks_exactly() -> None:
+    """Without rounded activations, whose ties an order of sums decides."""
+    model, _ = load_teacher(SHIPPED_TEACHER)
+
+    class Detector(Task):
+        def __init__(self) -> None:
+            self.teacher, self.images = model, torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+        def stages(self, model: Any) -> Any:
+            return fcos_stages(model)
+
+    task: Any = Detector()
+    student = Student(task, trace_layers(task), None, "channels")
+    student.apply(random_plan(student.infos, 3))
+    found, images = small(student), {"images": task.images}
+    with torch.no_grad():
+        ours, theirs = images, images
+        for one, other in zip(task.stages(found), task.stages(student.model), strict=True):
+            ours, theirs = one.run(ours), other.run(theirs)
+    for name in ("cls_logits", "bbox_regression", "bbox_ctrness"):
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=1e-3)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (found, student.model)]
+    assert counts[0] < 0.95 * counts[1]
+
+
+# ---- in files
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_channels_that_nobody_reads_take_no_bytes(tiny: TinyTask, tmp_path: Path, bits: int) -> None:
+    student = compressed(tiny, {"block1.conv2": 0.75, "block2.conv2": 0.5}, 8, bits)
+    assert finetune_all(student, 2)
+    dead = dead_outputs(student.model, student.channel_groups)
+    assert {name: len(channels) for name, channels in dead.items()} == {"block1.conv1": 12, "block2.conv1": 8}
+    alive = compressed(tiny, {}, 8, bits)
+    saved = [len(student_bytes(alive, coded)) - len(student_bytes(student, coded)) for coded in (False, True)]
+    assert saved[1] > 1.4 * saved[0]  # columns in both, rows only where they are coded
+    save_hsq(student, tmp_path / "model.hsq")
+    loaded = copy.deepcopy(tiny.teacher)
+    header = load_hsq(tmp_path / "model.hsq", loaded)
+    assert header.pattern == "channels" and header.plan() == student.plan()
+    images = tiny.evaluation("test")[0].images
+    states = [{"images": images}, {"images": images}]
+    with torch.no_grad():
+        for stages in zip(tiny.stages(loaded), tiny.stages(student.model), strict=True):
+            states = [stage.run(state) for stage, state in zip(stages, states, strict=True)]
+    assert torch.equal(states[0]["logits"], states[1]["logits"])
+    layer: Any = loaded.block1.conv1
+    assert torch.equal(layer.stored_bias[dead["block1.conv1"]], torch.zeros(12))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_an_onnx_file_leaves_them_out(bits: int) -> None:
+    task = Task(Towers())
+    half = dict.fromkeys(("inner", "outer", "tower.0", "boxes", "scores"), 0.5)
+    sizes = []
+    for dropped in ({}, half):
+        student = compressed(task, dropped, bits=bits)
+        content = onnx_bytes(student.model, task.stages, task.images)
+        found = outputs_of(content)(task.images.numpy())
+        for name, value in outputs(task, student.model).items():
+            np.testing.assert_allclose(found[name], value.numpy(), atol=1e-4)
+        sizes.append(len(content))
+    assert sizes[1] < sizes[0]
