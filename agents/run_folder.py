@@ -65,8 +65,10 @@ class RunFolder:
         write_atomically(self.path / self.named("model.hsq", target), content)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every model and plan that the folder holds, by path within it."""
-        files = [path for kind in ("*.hsq", "*.safetensors", "plan*.json") for path in self.path.rglob(kind)]
+        """SHA-256 of every model, plan and table that the folder holds, by path within it."""
+        files = [
+            path for kind in ("*.hsq", "*.safetensors", "plan*.json", "latency.json") for path in self.path.rglob(kind)
+        ]
         return {str(path.relative_to(self.path)): digest_of(path) for path in sorted(files)}
 
     def write_policy(self, agent: BaseAlgorithm) -> None:

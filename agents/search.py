@@ -7,18 +7,19 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
-from agents.explore import SearchLog, executed_choices
+from agents.explore import SearchLog
 from agents.finalists import choose, measure
 from agents.find import Explorer
 from agents.provenance import machine, versions
 from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
 from hsq_env.accuracy import untreated_metric
+from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
+from hsq_env.latency_table import LatencyTable
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import evaluate
 from hsq_env.task import Task
@@ -138,7 +139,11 @@ def search(
                 folder.write_policy(agent)
         folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
         raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
-    key = task.metric_name.lower()
+    key, latency = task.metric_name.lower(), {}
+    if env.latency_table is not None:
+        folder.write_json("latency.json", env.latency_table.to_json())
+        plans = {name: found[1].plan for name, found in methods.items()}
+        latency["latency"] = _latency(env.latency_table, env, plans, env_arguments.get("target_latency"))
     result = {
         **header,
         "teacher": {
@@ -149,7 +154,7 @@ def search(
         },
         "methods": figures,
         "candidates": candidates if folder.several else candidates[str(targets[0])],
-        **({} if env.latencies is None else {"latency": _latency(env, methods, env_arguments)}),
+        **latency,
         "sha256": folder.digests(),
         **_record(log, explorer.algo, started),
     }
@@ -168,16 +173,10 @@ def _evaluating_itself(
     return replace(explorer, self_evaluation=SelfEvaluation(target_accuracy, float(target_ratio)))
 
 
-def _latency(env: HSQEnv, methods: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of all layers by the table, of the teacher and of each plan found."""
-    assert env.latencies is not None
-    rows = np.arange(len(env.layers))
-    plans = {name: executed_choices(env, found[1].plan) for name, found in methods.items()}
-    return {
-        "target": arguments.get("target_latency"),
-        "float32": float(env.float_latencies.sum()) / 1e6,
-        **{name: float(env.latencies[rows, plan].sum()) / 1e6 for name, plan in plans.items()},
-    }
+def _latency(table: LatencyTable, env: HSQEnv, plans: dict[str, Plan], target: float | None) -> dict[str, Any]:
+    """Milliseconds of all layers by the table: asked for, of the teacher and of each plan found."""
+    found = {name: table.milliseconds(env.layers, plan.choices, env.student.pattern) for name, plan in plans.items()}
+    return {"target": target, "float32": table.milliseconds(env.layers, None, env.student.pattern), **found}
 
 
 def _plain(note: Any) -> Any:

@@ -13,8 +13,9 @@ from detectors.errors import InputError
 from detectors.task import SHAPES
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq
+from hsq_env.latency_table import LatencyTable
 from hsq_env.make import Made, make_task
-from hsq_env.student import Student, evaluate, trace_layers
+from hsq_env.student import LayerInfo, Student, evaluate, trace_layers
 from restorers.images import PHOTOS
 from restorers.task import RestorationTask
 
@@ -66,6 +67,7 @@ def read_record(run: Path) -> dict[str, Any]:
         for row in record["methods"].values():
             numbers += [row[key], row["bytes"], row["ratio"]]
         numbers += targets if isinstance(targets, list) else [] if targets is None else [targets]
+        numbers += [number for number in record.get("latency", {}).values() if number is not None]
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise TypeError("a figure is no number")
         if not all(isinstance(record[name], str) for name in ("dataset", "model", "split")):
@@ -154,6 +156,8 @@ def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool) -> Iter
         if name.startswith("hsq"):
             plan = run / _file_of(name).replace("model", "plan").replace(".hsq", ".json")
             yield from _plan_checks(name, row, run / _file_of(name), plan, record, task, replay)
+    if "latency" in record:
+        yield from _latency_checks(run, record, trace_layers(task))
 
 
 def _file_of(method: str) -> str:
@@ -163,7 +167,8 @@ def _file_of(method: str) -> str:
 
 def files_of(record: dict[str, Any]) -> list[str]:
     """Every file whose content a record has to name."""
-    return ["teacher.safetensors", *(_file_of(name) for name in record["methods"])]
+    table = ["latency.json"] if "latency" in record else []
+    return ["teacher.safetensors", *table, *(_file_of(name) for name in record["methods"])]
 
 
 def _near(figure: str, claimed: float, found: float, tolerance: float) -> Check:
@@ -216,6 +221,25 @@ def _plan_checks(
         )
     if replay:
         yield _replayed(name, row, plan, record, task)
+
+
+def _latency_checks(run: Path, record: dict[str, Any], infos: Sequence[LayerInfo]) -> Iterator[Check]:
+    """What the run's own table says of its plans; a table is of one machine, so that nothing is timed again."""
+    claims, pattern = record["latency"], record["rebuild"]["sparsity_pattern"]
+    for name, claimed in claims.items():
+        if name == "target":
+            continue
+        try:
+            rows = None if name == "float32" else record["methods"][name]["choices"]
+            choices = None if rows is None else [Choice(bits, sparsity) for bits, sparsity in rows]
+            found = LatencyTable.read(run / "latency.json").milliseconds(infos, choices, pattern)
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            yield Check(f"latency.{name}", claimed, str(error), False)
+            continue
+        yield _near(f"latency.{name}", claimed, found, SHARE * found)
+        target = claims.get("target")
+        if choices is not None and target is not None:
+            yield Check(f"latency.{name} beside its target", target, found, found <= target)
 
 
 def _replayed(name: str, row: dict[str, Any], plan: Plan, record: dict[str, Any], task: Made) -> Check:

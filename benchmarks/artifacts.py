@@ -309,16 +309,20 @@ def _quantize_static(content: bytes, images: Sequence[NDArray[np.float32]], fold
 
 
 def fuzzing(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Three quarters of the cases are a denoiser, which loads quickly, the others a detector; both at 4 bits."""
-    tasks: tuple[Made, ...] = (
-        restoration_task(PHOTOS, None, None, "dncnn", pool_images=4, calibration_images=4),
-        embedded_task(),
+    """Half of the cases are a denoiser, which loads quickly, a quarter the same without half of its channels, the
+    others a detector; all at 4 bits.
+    """
+    restorer = restoration_task(PHOTOS, None, None, "dncnn", pool_images=4, calibration_images=4)
+    kinds: tuple[tuple[Made, str, float, float], ...] = (
+        (restorer, "unstructured", 0.0, 0.5),
+        (restorer, "channels", 0.5, 0.25),
+        (embedded_task(), "unstructured", 0.0, 0.25),
     )
     found = []
-    for task, cases in zip(tasks, (arguments.cases - arguments.cases // 4, arguments.cases // 4), strict=True):
-        student = Student(task, trace_layers(task), 8)
-        student.apply(plan_of("uniform4", student.infos))
-        found.append(fuzz(student_bytes(student), cases, 0))
+    for task, pattern, sparsity, share in kinds:
+        student = Student(task, trace_layers(task), 8, pattern)
+        student.apply(Plan(tuple(i.name for i in student.infos), (Choice(4, sparsity),) * len(student.infos)))
+        found.append(fuzz(student_bytes(student), round(share * arguments.cases), 0))
     counted = ("fuzz_cases", "fuzz_failures", "fuzz_refused", "fuzz_read")
     return {**{name: sum(own[name] for own in found) for name in counted}, "fuzz_of_each": found}
 

@@ -116,7 +116,16 @@ def artifacts_table(result: dict[str, Any]) -> str:
     one = result["int8_seconds_by_threads"]["1"]
     milliseconds = {name: f"{1000 * seconds:.0f} ms" for name, seconds in one.items()}
     sizes = {name: f"{count / 1e6:.1f} MB" for name, count in result["int8_bytes"].items()}
-    times = {"hsq": result["int8_speedup"], "quantize_static": result["int8_speedup_of_quantize_static"]}
+    times = {
+        "hsq": result["int8_speedup"],
+        "pruned": result["pruned_speedup"],
+        "quantize_static": result["int8_speedup_of_quantize_static"],
+    }
+    kinds = {
+        "hsq": "HSQ's file",
+        "pruned": "without half of the channels",
+        "quantize_static": "onnxruntime's `quantize_static`",
+    }
     integer, of = result["int8_convolutions"]["hsq"]
     rows = [
         ("bytes that entropy coding saves, by ratio of the plan", saved),
@@ -125,7 +134,7 @@ def artifacts_table(result: dict[str, Any]) -> str:
         ("full-width FCOS at 320x320, one thread, float32", f"{milliseconds['float32']}, {sizes['float32']}"),
         *(
             (f"the same at 8 bits, {title}", f"{milliseconds[name]}, {times[name]:.2f} times faster, {sizes[name]}")
-            for name, title in (("hsq", "HSQ's file"), ("quantize_static", "onnxruntime's `quantize_static`"))
+            for name, title in kinds.items()
         ),
         ("convolutions that run in integers", f"{integer} of {of}"),
         ("damaged files read or refused, of them wrongly", f"{result['fuzz_cases']:,}, {result['fuzz_failures']}"),

@@ -216,8 +216,10 @@ class HSQEnv(gym.Env[Observation, Any]):
     def _take_latencies(self, table: LatencyTable | str | Path | None, pattern: str) -> None:
         """Nanoseconds of every layer under every choice and in float32, if there is a table."""
         self.latencies: NDArray[np.int64] | None = None
+        self.latency_table = None
         if table is not None:
             read = table if isinstance(table, LatencyTable) else LatencyTable.read(table)
+            self.latency_table = read
             self.latencies = read.nanoseconds(self.layers, self.choices, pattern)
             self.float_latencies = read.float_nanoseconds(self.layers)
         elif self.reward == "latency":

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,18 @@ class LatencyTable:
         if not all(0 < s < math.inf for row in table.values() for s in row.values()):
             raise InputError(f"The latencies {path} hold times that cannot be: measure them again with hsq latency.")
         return cls(str(path), table)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``read`` reads."""
+        return {"layers": [{"name": name, "seconds": dict(row)} for name, row in self.seconds.items()]}
+
+    def milliseconds(self, infos: Sequence[LayerInfo], choices: Sequence[Choice] | None, pattern: str) -> float:
+        """Of all layers of a plan together; of float32 when ``choices`` is None.
+
+        :param choices: one per layer
+        """
+        columns = [FLOAT32] * len(infos) if choices is None else [timed_as(c, pattern) for c in choices]
+        return sum(self._of(info.name, column) for info, column in zip(infos, columns, strict=True)) / 1e6
 
     def nanoseconds(self, infos: Sequence[LayerInfo], choices: Sequence[Choice], pattern: str) -> NDArray[np.int64]:
         """Of every layer (rows) under every choice (columns).

@@ -48,6 +48,21 @@ def run(honest: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "b"
 
 
+@pytest.fixture(scope="module")
+def fast(honest: Path, photos: Path) -> Path:
+    """A run of whole channels within a latency, not to be changed."""
+    folder, teacher = honest.parent.parent, honest.parent.parent / "teacher.safetensors"
+    table, channels = folder / "table.json", "--sparsity-pattern channels"
+    main(["latency", "--teacher", str(teacher), *f"--size 16 16 --repeats 1 {channels} --out {table}".split()])
+    limit = 0.75 * 1000 * json.loads(table.read_text())["seconds"]["8"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RestorationTask, "untreated_metric", lambda self, split: 0.0)
+        patch.setenv("HSQ_CACHE", str(folder / "cache"))
+        flags = f"--dataset {photos} --teacher {teacher} --out {folder / 'fast'} --finetune-steps 2 {channels}"
+        main(["search", *flags.split(), *FLAGS.split(), *f"--latency-table {table} --target-latency {limit}".split()])
+    return folder / "fast"
+
+
 def broken(run: Path, **settings: Any) -> list[str]:
     return [check.figure for check in validate(run, say=lambda line: None, **settings) if not check.holds]
 
@@ -96,6 +111,30 @@ def test_a_figure_that_was_tampered_with_is_named(
     change(run, edit)
     found = set(broken(run, replay=False))
     assert figure in found and found <= {figure, *ALL_FILES}
+
+
+def test_latencies_are_added_up_again(fast: Path, tmp_path: Path) -> None:
+    assert broken(fast) == []
+    checked = [check.figure for check in validate(fast, replay=False, say=lambda line: None)]
+    assert {"latency.json", "latency.float32", "latency.hsq", "latency.hsq beside its target"} < set(checked)
+    run = tmp_path / "run"
+    shutil.copytree(fast, run)
+    claimed = json.loads((run / "result.json").read_text())["latency"]
+    assert claimed["hsq"] <= claimed["target"] < claimed["float32"]
+    for name, figures in (
+        ("hsq", ["latency.hsq"]),
+        ("float32", ["latency.float32"]),
+        ("target", ["latency.hsq beside its target"]),
+    ):
+        change(run, lambda r, name=name: r.update(latency={**claimed, name: 0.8 * claimed["hsq"]}))  # type: ignore[misc]
+        assert broken(run, replay=False) == figures
+    change(run, lambda r: r.update(latency={**claimed, "other": 1.0}))
+    assert broken(run, replay=False) == ["latency.other"]
+    change(run, lambda r: r.update(latency=claimed))
+    (run / "latency.json").write_text((run / "latency.json").read_text().replace("e-0", "e-1"))
+    assert set(broken(run, replay=False)) == {"latency.json", "latency.hsq", "latency.float32"}
+    (run / "latency.json").unlink()
+    assert "latency.json" in broken(run, replay=False)
 
 
 def test_data_that_lie_elsewhere(run: Path, photos: Path, tmp_path: Path) -> None:
