@@ -61,6 +61,7 @@ class SearchLog:
     :param say: prints a line
     :param folder: where the best plan so far is written; None for nowhere
     :param merit: of accuracy and ratio, smaller is better, where plans are compared by it (see ``KeepBest``)
+    :param bounded: whether there is a budget without a target ratio, of time
     :param notes: what else a search has to tell, by name; callables are called when they are written
     """
 
@@ -71,6 +72,7 @@ class SearchLog:
     steps: int = 0
     visited_steps: int = 0  # that the table of visited prefixes answered
     merit: Callable[[float, float], float] | None = None
+    bounded: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
     def count(self, steps: tuple[int, int]) -> None:
@@ -98,7 +100,7 @@ class SearchLog:
         """What plans are compared by, higher is better; as ``KeepBest`` has it."""
         if self.merit is not None:
             return -self.merit(episode.accuracy, episode.ratio)
-        return episode.total_reward if episode.target_ratio is None else -episode.divergence
+        return -episode.divergence if self.bounded or episode.target_ratio is not None else episode.total_reward
 
     def best_plans(self, count: int, target: float | None) -> list[Episode]:
         """The best finished episodes with different plans, best first, earlier ones first among equals.

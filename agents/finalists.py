@@ -65,8 +65,7 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
         )
         figures = {f"finetuned_search_{name.lower()}": metric, "finetuned_divergence": divergence}
         rows.append({"source": episode.source, "divergence": episode.divergence, **figures})
-        bounded = episode.target_ratio is not None or math.isfinite(env.budget.limit)
-        score = -divergence if bounded else metric
+        score = -divergence if episode.target_ratio is not None or env.bounded else metric
         score = score if math.isfinite(score) else -math.inf
         if winner is None or score > winner[0]:
             winner = (score, episode, student)

@@ -34,13 +34,13 @@ class KeepBest(gym.Wrapper[Any, Any, Any, Any]):
         before = self._return if env.index > 1 else 0.0  # the last episode may have been given up
         self._return = float(reward) + before
         if terminated and not info["diverged"]:
-            info["score"] = self._score(info, env.target_ratio)
+            info["score"] = self._score(info, env.bounded)
             if info["score"] > self.best.get(env.target_ratio, float("-inf")):
                 self.best[env.target_ratio] = info["score"]
                 info["model"] = student_bytes(env.student)
         return observation, reward, terminated, truncated, info
 
-    def _score(self, info: dict[str, Any], target: float | None) -> float:
+    def _score(self, info: dict[str, Any], bounded: bool) -> float:
         if self.merit is not None:
             return -self.merit(info["accuracy"], info["ratio"])
-        return self._return if target is None else -float(info["divergence"])
+        return -float(info["divergence"]) if bounded else self._return

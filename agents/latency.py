@@ -23,7 +23,7 @@ from hsq_env.pruning import dropped_channels
 from restorers.teacher import is_restorer
 from restorers.teacher import load_teacher as load_restorer
 
-SHORTEST = 1e-7  # seconds of a call: clocks and medians know no less
+SHORTEST = 1e-6  # seconds of a call: medians are no more exact
 Columns = dict[str, Choice | None]  # by their names in the table; None: float32
 
 
@@ -31,12 +31,14 @@ Columns = dict[str, Choice | None]  # by their names in the table; None: float32
 class LayerLatency:
     """One layer.
 
+    :param shape: of the weight
     :param inputs: shape of the input in each call of a forward pass, (1, C, H, W)
     :param seconds: of all calls together, by column: "32" is float32, "8" weights of 8 bits, "8/0.5" the same with
         half of the input channels dropped
     """
 
     name: str
+    shape: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
     seconds: dict[str, float]
 
@@ -74,7 +76,11 @@ def latency(
     layers = []
     for name, (module, shapes) in calls_of(model, torch.zeros(1, channels, height, width)).items():
         on_layer(name)
-        layers.append(LayerLatency(name, tuple(shapes), _seconds(module, shapes, columns, threads, repeats)))
+        layers.append(
+            LayerLatency(
+                name, tuple(module.weight.shape), tuple(shapes), _seconds(module, shapes, columns, threads, repeats)
+            )
+        )
     total = {key: sum(layer.seconds[key] for layer in layers) for key in layers[0].seconds}
     return {
         "teacher": teacher.name,

@@ -104,6 +104,16 @@ def monitor(
     return Verdict(scale, measured, target, claimed, task.metric_name), task
 
 
+def settings_of(run: Path) -> dict[str, Any]:
+    """What a run was bounded by and rewarded for, as arguments of ``agents.search.search``."""
+    result = read_run(run)
+    rebuild = result.get("rebuild", {})
+    known: dict[str, Any] = {}
+    known |= {name: result[name] for name in ("target_ratio", "target_latency", "reward", "beta") if name in result}
+    known |= {name: rebuild[name] for name in ("activation_bits", "sparsity_pattern") if name in rebuild}
+    return known | ({"latency_table": run / "latency.json"} if "latency" in result else {})
+
+
 def explorer_from(run: Path, explorer: Explorer) -> Explorer:
     """An explorer that goes on with a run's agent, its policy and its replay.
 

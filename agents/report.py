@@ -122,7 +122,13 @@ def print_latency(found: dict[str, Any]) -> None:
     for layer in longest:
         table.add_row(layer["name"], *(f"{1000 * layer['seconds'][key]:.3f}" for key in shown))
     table.add_row("all layers", *(f"{1000 * found['seconds'][key]:.2f}" for key in shown))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    shares = [key for key in found["seconds"] if "/" in key]
+    for bits in dict.fromkeys(key.split("/")[0] for key in shares):
+        own = [(key.split("/")[1], found["seconds"][key]) for key in shares if key.startswith(bits + "/")]
+        rest = ", ".join(f"{1000 * seconds:.2f} without {float(share):.0%}" for share, seconds in own)
+        console.print(f"all layers at {bits} bit without a share of their input channels: {rest}")
 
 
 def print_leaderboard(rows: Sequence[dict[str, Any]], refused: dict[str, str]) -> None:

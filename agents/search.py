@@ -7,10 +7,11 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
-from agents.explore import SearchLog
+from agents.explore import SearchLog, executed_choices
 from agents.finalists import choose, measure
 from agents.find import Explorer
 from agents.provenance import machine, versions
@@ -19,7 +20,6 @@ from detectors.errors import InputError
 from hsq_env.accuracy import untreated_metric
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
-from hsq_env.latency_table import LatencyTable
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import evaluate
 from hsq_env.task import Task
@@ -39,6 +39,7 @@ def search(
     step_minibatches: int = 2,
     reward: str = "divergence",
     beta: float | None = None,
+    target_latency: float | None = None,
     model: str = "",
     task_settings: dict[str, Any] | None = None,
     say: Callable[[str], None] = tqdm.write,
@@ -56,7 +57,8 @@ def search(
     :param finalists: plans that are fine-tuned at length; the best of them on the search split wins: by divergence
         where there is a target, by the metric where plans of all sizes compete
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
-    :param beta: weight of accuracy in the reward; None for 1 with a target, which bounds the cost already, else 0.95
+    :param beta: weight of accuracy in the reward; None for 1 where a target bounds what the reward charges, else 0.95
+    :param target_latency: milliseconds by the environment's ``latency_table``, in place of ``target_ratio``
     :param model: name for the result file
     :param task_settings: arguments of ``hsq_env.make.make_task`` that make the same task again from the teacher that
         the run writes; without them the record cannot be replayed
@@ -76,12 +78,12 @@ def search(
         explorer = _evaluating_itself(explorer, target_accuracy, target_ratio)
         target_ratio = None
     if beta is None:
-        bounded = target_ratio is not None or env_arguments.get("target_latency") is not None
-        beta = 1.0 if bounded else BETA_WITHOUT_TARGET
+        beta = BETA_WITHOUT_TARGET if _unbounded(reward, target_ratio, target_latency) else 1.0
     env = HSQEnv(
         task,
         action_space=explorer.action_space(),
         target_ratio=target_ratio,
+        target_latency=target_latency,
         finetune_steps=step_minibatches,
         reward=reward,
         beta=beta,
@@ -89,7 +91,7 @@ def search(
     )
     say(f"teacher: {env.compressor.judge.scale.teacher:.4f} on the search split, {env.teacher_bytes:,} bytes")
     folder = RunFolder(out, several=len(env.budgets) > 1)
-    log = SearchLog(say, folder, merit=explorer.merit)
+    log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None)
     teacher_bytes = folder.write_teacher(task.teacher_file())
     targets = list(env.budgets)
     settings = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
@@ -109,6 +111,7 @@ def search(
         "return_to_best": explorer.returns,
         "surrogate": explorer.surrogate and explorer.returns and bool(explorer.warm_start),
         "target_accuracy": target_accuracy,
+        "target_latency": target_latency,
     }
     if task_settings is not None:
         header["rebuild"] = {
@@ -128,7 +131,7 @@ def search(
         for target in targets:
             best = log.best_plans(finalists, target)
             if not best:
-                raise InputError(f"No plan that reaches {target:g}x was finished: give more evaluations or episodes.")
+                raise InputError(f"No plan that reaches {target}x was finished: give more evaluations or episodes.")
             winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say)
             methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
         figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say)
@@ -143,7 +146,7 @@ def search(
     if env.latency_table is not None:
         folder.write_json("latency.json", env.latency_table.to_json())
         plans = {name: found[1].plan for name, found in methods.items()}
-        latency["latency"] = _latency(env.latency_table, env, plans, env_arguments.get("target_latency"))
+        latency["latency"] = _latency(env, plans)
     result = {
         **header,
         "teacher": {
@@ -162,6 +165,13 @@ def search(
     return result
 
 
+def _unbounded(reward: str, target_ratio: Any, target_latency: float | None) -> bool:
+    """Whether nothing but the reward holds down what it charges: bytes, time or operations."""
+    if reward in ("latency", "energy"):
+        return reward == "energy" or target_latency is None
+    return target_ratio is None and target_latency is None
+
+
 def _evaluating_itself(
     explorer: Explorer, target_accuracy: float, target_ratio: float | Sequence[float] | None
 ) -> Explorer:
@@ -173,10 +183,11 @@ def _evaluating_itself(
     return replace(explorer, self_evaluation=SelfEvaluation(target_accuracy, float(target_ratio)))
 
 
-def _latency(table: LatencyTable, env: HSQEnv, plans: dict[str, Plan], target: float | None) -> dict[str, Any]:
-    """Milliseconds of all layers by the table: asked for, of the teacher and of each plan found."""
-    found = {name: table.milliseconds(env.layers, plan.choices, env.student.pattern) for name, plan in plans.items()}
-    return {"target": target, "float32": table.milliseconds(env.layers, None, env.student.pattern), **found}
+def _latency(env: HSQEnv, plans: dict[str, Plan]) -> dict[str, float]:
+    """Milliseconds of all layers by the table, of the teacher and of each plan found."""
+    assert env.latencies is not None
+    found = {name: env.latencies[np.arange(len(env.layers)), executed_choices(env, p)] for name, p in plans.items()}
+    return {name: float(own.sum()) / 1e6 for name, own in {"float32": env.float_latencies, **found}.items()}
 
 
 def _plain(note: Any) -> Any:

@@ -10,6 +10,7 @@ residual sums and shared heads tie together are found by torch-pruning's depende
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hsq_env.layers import CompressedLayer
+from hsq_env.layers import CompressedConv2d, CompressedLayer, CompressedLinear
 from hsq_env.raw_outputs import RawOutputs, Stages
 from hsq_env.states import run
 from hsq_env.task import Task
 
 NORMS = (nn.GroupNorm, nn.BatchNorm2d)
+LAYERS = (nn.Conv2d, nn.Linear, CompressedConv2d, CompressedLinear)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class ChannelGroup:
 
 
 def channel_groups(model: nn.Module, stages: Stages, images: Tensor) -> tuple[ChannelGroup, ...]:
-    """The groups whose channels can be taken out without changing what the last stage's tensors mean.
+    """The groups whose channels can be taken out without changing the tensors that the last stage puts out.
 
-    Left out are groups that reach an output, and those with layers or operations that are no convolution, linear layer,
-    norm or elementwise operation.
+    The dependency graph proposes them; what it cannot know is tried out. Left out are groups that reach an output, that
+    pass through an operation which mixes channels or has numbers of its own for each, or that hold other layers than
+    plain convolutions, linear layers, group and batch norms. Lists that the last stage puts out do not count: ONNX
+    files hold tensors alone, and of a detector's feature maps only the sizes are looked at.
 
     :param model: in evaluation mode; it is left as it is
     :param stages: makes the forward pass of a model
@@ -59,21 +63,25 @@ def channel_groups(model: nn.Module, stages: Stages, images: Tensor) -> tuple[Ch
     for parameter in plain.parameters():
         parameter.requires_grad_(True)  # the graph is read off the gradients
     graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad():
-        graph.build_dependency(RawOutputs(plain, stages), example_inputs=images[:1].cpu(), verbose=False)
+    example = images[:1].cpu()
+    try:
+        with torch.enable_grad():
+            graph.build_dependency(RawOutputs(plain, stages), example_inputs=(example,), verbose=False)
+    except Exception as error:  # networks that it cannot follow: nothing can be taken out of them
+        warnings.warn(f"No channels can be taken out of this network ({type(error).__name__}: {error}).", stacklevel=2)
+        return ()
     found: list[ChannelGroup] = []
     seen: set[str] = set()
-    for layer in [m for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
+    for layer in [m for m in plain.modules() if type(m) in LAYERS]:
         if names[layer] in seen or layer not in graph.module2node:
             continue
-        count = len(layer.weight)
         root = _out_channels(torch_pruning, layer)
-        members = list(graph.get_pruning_group(layer, root, idxs=list(range(count))))
-        group = _group(members, count, names, graph.is_out_channel_pruning_fn, torch_pruning.ops._ElementWiseOp)
+        members = list(graph.get_pruning_group(layer, root, idxs=list(range(len(_weight(layer))))))
+        group = _group(members, names, graph.is_out_channel_pruning_fn, torch_pruning.ops._ElementWiseOp)
         if group is not None:
             found.append(group)
             seen.update(group.producers)
-    return tuple(found)
+    return _tried(plain.requires_grad_(False), stages, example, found)
 
 
 def _out_channels(library: Any, layer: nn.Module) -> Callable[..., Any]:
@@ -82,9 +90,14 @@ def _out_channels(library: Any, layer: nn.Module) -> Callable[..., Any]:
     return convolution if isinstance(layer, nn.Conv2d) else linear
 
 
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def _group(
     members: Sequence[Any],
-    channels: int,
     names: dict[nn.Module, str],
     is_output: Callable[[Any], bool],
     elementwise: type[nn.Module],
@@ -93,21 +106,74 @@ def _group(
     producers: dict[str, None] = {}
     consumers: dict[str, None] = {}
     norms: dict[str, None] = {}
-    unit = 1
+    channels, unit = len(_weight(members[0][0].target.module)), 1
     for dependency, indices in members:
         module = dependency.target.module
         if isinstance(module, elementwise):
             continue
-        if len(indices) != channels or getattr(module, "groups", 1) != 1:
+        if list(indices) != list(range(channels)) or getattr(module, "groups", 1) != 1:
             return None
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            (producers if is_output(dependency.handler) else consumers)[names[module]] = None
+        if type(module) in LAYERS:
+            output = is_output(dependency.handler)
+            if _weight(module).shape[0 if output else 1] != channels:
+                return None
+            (producers if output else consumers)[names[module]] = None
         elif isinstance(module, NORMS):
+            if (module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features) != channels:
+                return None
             norms[names[module]] = None
             unit = math.lcm(unit, channels // module.num_groups if isinstance(module, nn.GroupNorm) else 1)
         else:
             return None
     return ChannelGroup(tuple(producers), tuple(norms), tuple(consumers), channels, unit) if consumers else None
+
+
+def _tried(
+    model: nn.Module, stages: Stages, images: Tensor, groups: Sequence[ChannelGroup]
+) -> tuple[ChannelGroup, ...]:
+    """Those of some groups that can really be taken out: all at once if that works, else one by one."""
+    if not groups or _works(model, stages, images, groups):
+        return tuple(groups)
+    return tuple(group for group in groups if _works(model, stages, images, [group]))
+
+
+@torch.no_grad()
+def _works(model: nn.Module, stages: Stages, images: Tensor, groups: Sequence[ChannelGroup]) -> bool:
+    """Whether nothing changes when channels that nobody reads carry something else, or are not there at all.
+
+    Of every group the consumers drop every other unit, at least one.
+    """
+    blind = copy.deepcopy(model)
+    modules: dict[str, Any] = dict(blind.named_modules())
+    kept: list[Tensor] = []
+    for group in groups:
+        whole = torch.arange(group.channels).reshape(-1, group.unit)
+        unread = whole[::2].flatten()
+        kept.append(whole[1::2].flatten())
+        for name in group.consumers:
+            modules[name].weight[:, unread] = 0.0
+    disturbed = copy.deepcopy(blind)
+    modules = dict(disturbed.named_modules())
+    for group in groups:
+        unread = torch.arange(group.channels).reshape(-1, group.unit)[::2].flatten()
+        for name in (*group.producers, *group.norms):
+            own = modules[name]
+            for parameter in (own.weight, own.bias):
+                if parameter is not None:
+                    parameter[unread] = 1.5 - 2.0 * parameter[unread]
+    smaller = copy.deepcopy(blind)
+    try:
+        for group, left in zip(groups, kept, strict=True):
+            if len(left):
+                _take_out(smaller, group, left)
+        expected, *found = (RawOutputs(m, stages)(images) for m in (blind, disturbed, smaller))
+    except (RuntimeError, ValueError, IndexError):  # sizes that do not go together any more
+        return False
+    return all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+        for outputs in found
+        for one, other in zip(expected, outputs, strict=True)
+    )
 
 
 def _without_choices(model: nn.Module) -> nn.Module:
@@ -196,20 +262,13 @@ def shrunk(model: nn.Module, stages: Stages, images: Tensor) -> nn.Module:
     :param images: (N, C, H, W), any on which the network runs
     """
     small = copy.deepcopy(model)
-    modules = dict(small.named_modules())
-    if not any(bool(_dropped(module).any()) for module in modules.values()):
+    if not any(bool(_dropped(module).any()) for module in small.modules()):
         return small
     for group in channel_groups(model, stages, images):
         unread = set(unread_channels(model, group))
         if not unread:
             continue
-        kept = torch.tensor([i for i in range(group.channels) if i not in unread])
-        for name in group.producers:
-            _take_outputs(modules[name], kept)
-        for name in group.norms:
-            _take_norm(modules[name], kept)
-        for name in group.consumers:
-            _take_inputs(modules[name], kept)
+        _take_out(small, group, torch.tensor([i for i in range(group.channels) if i not in unread]))
     for module in small.modules():
         if isinstance(module, CompressedLayer) and module.mask is not None and bool(module.mask.all()):
             module.mask = None
@@ -219,6 +278,17 @@ def shrunk(model: nn.Module, stages: Stages, images: Tensor) -> nn.Module:
 def dead_outputs(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, list[int]]:
     """Output channels that nobody reads, by layer."""
     return {name: unread for group in groups if (unread := unread_channels(model, group)) for name in group.producers}
+
+
+def _take_out(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
+    """Leave only some channels of a group."""
+    modules = dict(model.named_modules())
+    for name in group.producers:
+        _take_outputs(modules[name], kept)
+    for name in group.norms:
+        _take_norm(modules[name], kept)
+    for name in group.consumers:
+        _take_inputs(modules[name], kept)
 
 
 PER_WEIGHT = ("weight", "codes", "mask", "stored_weight")

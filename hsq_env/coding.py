@@ -68,7 +68,7 @@ def decode_mask(packed: Bytes, coded: Encoding, sparsity: float, shape: Sequence
         return np.unpackbits(packed, count=count).astype(bool)
     if coded.kind == "channels":
         kept = np.unpackbits(packed, count=shape[1]).astype(bool).reshape(1, -1, *[1] * (len(shape) - 2))
-        return np.broadcast_to(kept, shape).reshape(-1)
+        return np.array(np.broadcast_to(kept, shape)).reshape(-1)
     ways = _combinations(sparsity)
     numbers = unpack(packed, index_bits(sparsity), count // GROUP)
     if numbers.max(initial=0) >= len(ways):

@@ -220,10 +220,14 @@ class HSQEnv(gym.Env[Observation, Any]):
         if table is not None:
             read = table if isinstance(table, LatencyTable) else LatencyTable.read(table)
             self.latency_table = read
-            self.latencies = read.nanoseconds(self.layers, self.choices, pattern)
+            self.latencies = read.nanoseconds(self.layers, self.choices, pattern, self._shared())
             self.float_latencies = read.float_nanoseconds(self.layers)
         elif self.reward == "latency":
             raise InputError("The reward 'latency' needs a table: give the file of hsq latency (--latency-table).")
+
+    def _shared(self) -> frozenset[str]:
+        """Layers whose input channels can be taken out of the network at all."""
+        return frozenset(name for group in self.student.channel_groups for name in group.consumers)
 
     def _made_budgets(
         self, target_ratio: float | Sequence[float] | None, target_latency: float | None
@@ -268,6 +272,11 @@ class HSQEnv(gym.Env[Observation, Any]):
     def spent_bytes(self) -> int:
         """Bytes of the decided layers."""
         return int(sum(self.sizes[layer, choice] for layer, choice in enumerate(self._executed)))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the present episode has a budget, of bytes or of time."""
+        return math.isfinite(self.budget.limit)
 
     @property
     def spent(self) -> int:
@@ -474,6 +483,10 @@ class HSQEnv(gym.Env[Observation, Any]):
                 f"This state has {len(state.executed)} decisions that do not fit {len(self.layers)} layers with "
                 f"{len(self.choices)} choices each: give a state of an environment with the same settings."
             )
+        spent = sum(int(self.costs[layer, choice]) for layer, choice in enumerate(state.executed))
+        budget, at = self.budgets[state.target_ratio], len(state.executed)
+        if at < len(self.layers) and not budget.mask(at, spent).any():
+            raise InputError("This state has spent more than the budget allows: give one of an equal environment.")
         made = [Decision(self.choices[i], a) for i, a in zip(state.executed, state.alphas, strict=True)]
         self.compressor.load_policy(state.policy)
         self.compressor.go_to(made)

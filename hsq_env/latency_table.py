@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hsq_env.choices import Choice
 from hsq_env.student import LayerInfo
 
 FLOAT32 = "32"
+LONGEST = 1e6  # seconds of a layer
 NANO = 1e9  # costs are whole numbers, as bytes are
 
 
@@ -31,10 +32,14 @@ class LatencyTable:
 
     :param source: the file that it came from
     :param seconds: by layer and column (``timed_as``; "32" is float32), of all calls in a forward pass together
+    :param shapes: of the layers' weights, where they are known
+    :param record: the file's whole content
     """
 
     source: str
     seconds: Mapping[str, Mapping[str, float]]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> "LatencyTable":
@@ -43,45 +48,48 @@ class LatencyTable:
         :raises InputError: if it is missing or something else
         """
         try:
-            rows = json.loads(Path(path).read_text())["layers"]
+            record = json.loads(Path(path).read_text())
+            rows = record["layers"]
             table = {str(row["name"]): {str(k): float(v) for k, v in row["seconds"].items()} for row in rows}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            shapes = {str(row["name"]): tuple(row["shape"]) for row in rows if "shape" in row}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"The latencies {path} cannot be read ({type(error).__name__}: {error}): make them with "
                 "hsq latency --out FILE."
             ) from error
-        if not all(0 < s < math.inf for row in table.values() for s in row.values()):
+        if not all(0 < s < LONGEST for row in table.values() for s in row.values()):
             raise InputError(f"The latencies {path} hold times that cannot be: measure them again with hsq latency.")
-        return cls(str(path), table)
+        return cls(str(path), table, shapes, record)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``read`` reads."""
+        """What ``read`` reads: its file again, where it came from one."""
+        if self.record:
+            return dict(self.record)
         return {"layers": [{"name": name, "seconds": dict(row)} for name, row in self.seconds.items()]}
 
-    def milliseconds(self, infos: Sequence[LayerInfo], choices: Sequence[Choice] | None, pattern: str) -> float:
-        """Of all layers of a plan together; of float32 when ``choices`` is None.
-
-        :param choices: one per layer
-        """
-        columns = [FLOAT32] * len(infos) if choices is None else [timed_as(c, pattern) for c in choices]
-        return sum(self._of(info.name, column) for info, column in zip(infos, columns, strict=True)) / 1e6
-
-    def nanoseconds(self, infos: Sequence[LayerInfo], choices: Sequence[Choice], pattern: str) -> NDArray[np.int64]:
+    def nanoseconds(
+        self, infos: Sequence[LayerInfo], choices: Sequence[Choice], pattern: str, shared: frozenset[str]
+    ) -> NDArray[np.int64]:
         """Of every layer (rows) under every choice (columns).
 
-        :raises InputError: if a layer or a column is not in the table
+        :param shared: names of the layers whose input channels can be taken out of the network; for others dropping
+            some makes nothing faster
+        :raises InputError: if a layer or a column is not in the table, or a layer is another
         """
-        return np.array([[self._of(info.name, timed_as(c, pattern)) for c in choices] for info in infos], np.int64)
+        patterns = [pattern if info.name in shared else "" for info in infos]
+        pairs = list(zip(infos, patterns, strict=True))
+        return np.array([[self._of(info, timed_as(c, own)) for c in choices] for info, own in pairs], np.int64)
 
     def float_nanoseconds(self, infos: Sequence[LayerInfo]) -> NDArray[np.int64]:
         """Of every layer in float32."""
-        return np.array([self._of(info.name, FLOAT32) for info in infos], np.int64)
+        return np.array([self._of(info, FLOAT32) for info in infos], np.int64)
 
-    def _of(self, layer: str, column: str) -> int:
+    def _of(self, info: LayerInfo, column: str) -> int:
+        layer = info.name
         row = self.seconds.get(layer)
-        if row is None:
+        if row is None or self.shapes.get(layer, info.shape) != info.shape:
             raise InputError(
-                f"The latencies {self.source} lack the layer '{layer}': measure this very network with "
+                f"The latencies {self.source} lack the layer '{layer}' of {info.shape}: measure this very network with "
                 "hsq latency --teacher FILE."
             )
         if column not in row:
@@ -101,7 +109,7 @@ def latency_budget(costs: NDArray[np.int64], float_cost: int, milliseconds: floa
     :raises InputError: if no plan is as fast, naming the fastest
     """
     least = int(costs.min(axis=1).sum())
-    if not (milliseconds > 0 and milliseconds * NANO / 1000 >= least):
+    if not least <= milliseconds * NANO / 1000 < math.inf:
         reached = math.ceil(least / NANO * 1e5) / 100  # rounded up: whoever asks for it gets it
         raise InputError(
             f"A latency of {milliseconds:g} ms cannot be reached: the table's fastest plan takes {reached:.2f} ms; "

@@ -92,7 +92,11 @@ class Task(Protocol):
         """What is distilled, from the last stage's state."""
 
     def predictions(self, outputs: State, batch: Any) -> Any:
-        """What ``metric`` needs to know of one batch's outputs."""
+        """What ``metric`` needs to know of one batch's outputs.
+
+        With whole channels dropped, tensors of the last stage's state keep their values; of lists in it (feature maps)
+        only the sizes may be looked at.
+        """
 
     def metric(self, predictions: Sequence[Any], split: str) -> float:
         """The figure that counts, higher is better, from one entry per batch of ``evaluation(split)``."""

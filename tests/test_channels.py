@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from helpers import random_plan
 from tiny_task import TinyBatch, TinyStage, TinyTask
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detectors.fcos import fcos_stages
 from detectors.teacher import SHIPPED_TEACHER, load_teacher
@@ -19,7 +21,9 @@ from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq, save_hsq, student_bytes
 from hsq_env.finetuning import finetune_all
 from hsq_env.onnx_file import onnx_bytes, outputs_of
+from hsq_env.states import run
 from hsq_env.student import Student, trace_layers
+from restorers.teacher import RestorerSpec, restorer_stages
 
 
 class Towers(nn.Module):
@@ -146,6 +150,87 @@ def test_nothing_is_changed_by_looking() -> None:
     channel_groups(task.teacher, task.stages, task.images)
     assert not any(p.requires_grad or p.grad is not None for p in task.teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
+
+
+class Odd(nn.Module):
+    """A convolution, something in between, and one that reads it; with something else to put out."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.gate = nn.Conv2d(8, 1, 1)
+        self.register_buffer("factors", torch.linspace(0.5, 2.0, 8).reshape(1, 8, 1, 1))
+        if kind == "subclass":
+            self.b = SpecialConv(8, 4, 1)
+        if kind == "frozen":
+            self.norm = FrozenBatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.a(x)
+        between: dict[str, Callable[[], Tensor]] = {
+            "softmax": lambda: x.softmax(dim=1),
+            "norm": lambda: nn.functional.group_norm(x, 2),
+            "buffer": lambda: x * self.factors,
+            "frozen": lambda: self.norm(x),
+            "gate": lambda: x * self.gate(x).sigmoid(),
+        }
+        y = self.b(between.get(self.kind, x.relu)())
+        return {"put out first": (x, y), "put out last": (y, x)}.get(self.kind, (y,))
+
+
+class SpecialConv(nn.Conv2d):
+    """Not ours to touch."""
+
+
+@pytest.mark.parametrize(
+    "kind", ["softmax", "norm", "buffer", "frozen", "gate", "subclass", "put out first", "put out last"]
+)
+def test_networks_that_must_stay_as_they_are(kind: str, tmp_path: Path) -> None:
+    """Dropped channels are zeros in the weights alone, and files hold what is in memory."""
+    task = Task(Odd(kind))
+    assert not [g for g in channel_groups(task.teacher, task.stages, task.images) if "a" in g.producers]
+    student = compressed(task, {"b": 0.5, "gate": 0.25})
+    assert small(student).a.weight.shape == (8, 3, 3, 3)
+    save_hsq(student, tmp_path / "model.hsq")
+    loaded = copy.deepcopy(task.teacher)
+    load_hsq(tmp_path / "model.hsq", loaded)
+    expected = outputs(task, student.model)
+    assert all(torch.equal(found, expected[name]) for name, found in outputs(task, loaded).items())
+
+
+def test_the_plain_form_of_them_does_shrink() -> None:
+    task = Task(Odd("none"))
+    assert assert_the_same(compressed(task, {"b": 0.5})).a.weight.shape == (4, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("dncnn", {"noise": 25}), ("edsr", {"scale": 4}), ("srresnet", {"scale": 2})]
+)
+def test_restorers_keep_their_outputs(name: str, setting: dict[str, Any], tmp_path: Path) -> None:
+    """EDSR's pixel shuffle turns 256 channels into 64."""
+
+    class Restorer(Task):
+        def stages(self, model: Any) -> Any:
+            return restorer_stages(model)
+
+    spec = RestorerSpec(name, 3, **setting)
+    task: Any = Restorer(spec.build_folded())
+    student = Student(task, trace_layers(task), None, "channels")
+    student.apply(Plan(tuple(i.name for i in student.infos), (Choice(4, 0.5),) * len(student.infos)))
+    found, images = small(student), task.images
+    save_hsq(student, tmp_path / "model.hsq")
+    loaded = spec.build_folded().eval()
+    load_hsq(tmp_path / "model.hsq", loaded)
+    with torch.no_grad():
+        expected = run(task.stages(student.model), {"images": images})
+        again = run(task.stages(loaded), {"images": images})
+        shorter = run(task.stages(found), {"images": images})
+    for key, value in expected.items():
+        assert torch.equal(again[key], value)
+        torch.testing.assert_close(shorter[key], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+    counts = [sum(p.numel() for p in model.parameters()) for model in (found, student.model)]
+    assert counts[0] < (0.4 if name == "dncnn" else 1.01) * counts[1]
 
 
 # ---- which go first

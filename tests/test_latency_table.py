@@ -11,6 +11,7 @@ from tiny_task import TinyTask
 from agents.baselines.plans import integer_program_choices, random_choices
 from agents.cli import main
 from agents.find import Explorer
+from agents.keep_best import KeepBest
 from agents.search import search
 from detectors.errors import InputError
 from hsq_env.choices import Choice, choice_grid
@@ -18,6 +19,7 @@ from hsq_env.env import HSQEnv
 from hsq_env.latency_table import LatencyTable, latency_budget, timed_as
 from hsq_env.student import LayerInfo
 
+SHARED = ("block1.conv2", "block2.conv2")  # whose input channels can be taken out of the network
 SHARES = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -47,22 +49,31 @@ def test_only_whole_channels_have_columns_of_their_own() -> None:
 def test_a_table_is_read_as_it_was_written(file: Path, table: LatencyTable, infos: tuple[LayerInfo, ...]) -> None:
     read = LatencyTable.read(file)
     assert read.seconds == table.seconds
-    found = read.nanoseconds(infos, choice_grid(), "channels")
+    names = frozenset(info.name for info in infos)
+    found = read.nanoseconds(infos, choice_grid(), "channels", names)
     assert found[2].tolist() == [round(1e3 * b * (1 - s) * 3) for b in (2, 4, 8) for s in SHARES]
-    assert read.nanoseconds(infos, choice_grid(), "unstructured")[1].tolist() == [4000] * 4 + [8000] * 4 + [16000] * 4
+    dense = [4000] * 4 + [8000] * 4 + [16000] * 4
+    assert read.nanoseconds(infos, choice_grid(), "unstructured", names)[1].tolist() == dense
+    others = read.nanoseconds(infos, choice_grid(), "channels", names - {"block1.conv1"})
+    assert others[1].tolist() == dense and others[2].tolist() == found[2].tolist()
+    assert LatencyTable.read(file).to_json() == json.loads(file.read_text())
     assert read.float_nanoseconds(infos).tolist() == [32000 * (layer + 1) for layer in range(7)]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"layers": [{"name": "a"}]}', '{"layers": [{"name": "a", "seconds": 3}]}', "\xff"]
-)
+    "text",
+    [
+        '{"layers": [{"name": "a", "seconds": {"8": ' + "9" * 400 + "}}]}",
+        "", "[]", "{}", '{"layers": [{"name": "a"}]}', '{"layers": [{"name": "a", "seconds": 3}]}', "\xff",
+    ],
+)  # fmt: skip
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "latency.json").write_text(text, "latin-1")
     with pytest.raises(InputError, match=r"cannot be read .* hsq latency --out FILE"):
         LatencyTable.read(tmp_path / "latency.json")
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "NaN", "Infinity"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "NaN", "Infinity", "1e300"])
 def test_impossible_times_are_refused(tmp_path: Path, seconds: str) -> None:
     (tmp_path / "latency.json").write_text(f'{{"layers": [{{"name": "a", "seconds": {{"8": {seconds}}}}}]}}')
     with pytest.raises(InputError, match="times that cannot be"):
@@ -75,13 +86,15 @@ def test_a_table_of_another_network_is_refused(tiny: TinyTask, table: LatencyTab
     without = {k: {c: s for c, s in v.items() if "/" not in c} for k, v in table.seconds.items()}
     with pytest.raises(InputError, match=r"lack '2/0\.25'.*--sparsity-pattern channels"):
         HSQEnv(tiny, latency_table=LatencyTable("t", without), sparsity_pattern="channels")
+    with pytest.raises(InputError, match=r"lack the layer 'head\.0' of \(16, 16, 1, 1\)"):
+        HSQEnv(tiny, latency_table=LatencyTable("t", table.seconds, {"head.0": (16, 8, 1, 1)}))
 
 
 def test_the_budget_names_the_fastest_plan() -> None:
     costs = np.array([[1_000_000, 2_000_000], [3_000_001, 5_000_000]])
     with pytest.raises(InputError, match=r"3\.9 ms cannot be reached: the table's fastest plan takes 4\.01 ms"):
         latency_budget(costs, 20_000_000, 3.9)
-    for none in (0.0, -1.0, float("nan")):
+    for none in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="cannot be reached"):
             latency_budget(costs, 20_000_000, none)
     budget = latency_budget(costs, 20_000_000, 6.0)
@@ -131,16 +144,78 @@ def test_a_search_within_a_latency(tiny: TinyTask, table: LatencyTable, tmp_path
         latency_table=table, target_latency=0.1, sparsity_pattern="channels", say=lambda line: None,
     )  # fmt: skip
     found = result["latency"]
-    assert found["target"] == 0.1 and found["float32"] == pytest.approx(0.896)
+    assert set(found) == {"float32", "hsq"} and found["float32"] == pytest.approx(0.896)
+    assert result["target_latency"] == 0.1
     choices = json.loads((tmp_path / "run" / "plan.json").read_text())["layers"]
     assert found["hsq"] == pytest.approx(
-        sum(1e-3 * c["bits"] * (1 - c["sparsity"]) * (layer + 1) for layer, c in enumerate(choices))
+        sum(
+            1e-3 * c["bits"] * (1 - c["sparsity"] * (c["name"] in SHARED)) * (layer + 1)
+            for layer, c in enumerate(choices)
+        )
     )
     assert found["hsq"] <= 0.1 and result["beta"] == 1.0 and result["target_ratio"] is None
 
 
-def test_the_command_refuses_two_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["--target-latency", "3", "--target-ratio", "6", "--out", str(tmp_path / "run")]
+def test_a_state_of_another_budget_is_refused(tiny: TinyTask, table: LatencyTable) -> None:
+    free, tight = (HSQEnv(tiny, finetune_steps=0, latency_table=table, target_latency=t) for t in (0.5, 0.06))
+    free.reset()
+    for _ in range(5):
+        free.step(8)
+    tight.reset()
+    with pytest.raises(InputError, match="spent more than the budget allows"):
+        tight.set_state(free.get_state())
+    assert tight.index == 0 and tight.allowed().any()
+
+
+def test_within_a_latency_plans_are_compared_by_divergence(tiny: TinyTask, table: LatencyTable) -> None:
+    for settings, bounded in (({"target_latency": 0.1}, True), ({}, False)):
+        arguments: Any = settings
+        env = HSQEnv(tiny, finetune_steps=0, reward="paper", latency_table=table, **arguments)
+        kept, total = KeepBest(env), 0.0
+        kept.reset()
+        for _ in range(7):
+            _, reward, _, _, info = kept.step(0)
+            total += float(reward)
+        assert env.bounded is bounded
+        assert info["score"] == pytest.approx(-info["divergence"] if bounded else total)
+
+
+@pytest.mark.parametrize(
+    ("reward", "target_ratio", "target_latency", "beta"),
+    [
+        ("divergence", 6.0, None, 1.0),
+        ("divergence", None, 0.1, 1.0),
+        ("divergence", None, None, 0.95),
+        ("latency", 6.0, None, 0.95),
+        ("latency", None, 0.1, 1.0),
+        ("energy", 6.0, None, 0.95),
+    ],
+)
+def test_beta_leaves_room_for_a_cost_that_nothing_bounds(
+    tiny: TinyTask,
+    table: LatencyTable,
+    tmp_path: Path,
+    reward: str,
+    target_ratio: float | None,
+    target_latency: float | None,
+    beta: float,
+) -> None:
+    result = search(
+        tiny, tmp_path / "run", Explorer("ilp", episodes=1), target_ratio=target_ratio, finetune_steps=0, finalists=1,
+        reward=reward, latency_table=table, target_latency=target_latency, say=lambda line: None,
+    )  # fmt: skip
+    assert result["beta"] == beta
+
+
+@pytest.mark.parametrize("ratio", ["6", "0"])
+def test_the_command_refuses_two_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: str) -> None:
+    settings = ["--target-latency", "3", "--target-ratio", ratio, "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
         main(["search", *settings])
     assert ended.value.code == 2 and "one budget" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_ratio_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["search", "--target-ratio", "0", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2 and "cannot be reached" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from tiny_task import TinyNet, TinyTask
 
 import agents.monitor
 from agents.find import Explorer
-from agents.monitor import Verdict, explorer_from, monitor, read_run
+from agents.monitor import Verdict, explorer_from, monitor, read_run, settings_of
 from agents.search import search
 from detectors.errors import InputError
 from hsq_env.accuracy import Scale
@@ -124,3 +124,16 @@ def test_a_run_without_a_policy_cannot_be_continued(tiny: TinyTask, tmp_path: Pa
     search(tiny, tmp_path / "run", Explorer("greedy", episodes=None), **QUIET)
     with pytest.raises(InputError, match="its search was 'greedy', which learns nothing"):
         explorer_from(tmp_path / "run", Explorer())
+
+
+def test_a_search_anew_has_the_budget_of_the_old_one(tmp_path: Path) -> None:
+    record = {
+        "metric": "mAP", "teacher": {"map": 0.5}, "methods": {"hsq": {"map": 0.4}}, "algo": "dqn", "target_ratio": None,
+        "target_latency": 1.5, "reward": "latency", "beta": 1.0, "latency": {"hsq": 1.4},
+        "rebuild": {"activation_bits": 4, "sparsity_pattern": "channels", "bfloat16": False, "task": {}},
+    }  # fmt: skip
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    assert settings_of(tmp_path) == {
+        "target_ratio": None, "target_latency": 1.5, "reward": "latency", "beta": 1.0, "activation_bits": 4,
+        "sparsity_pattern": "channels", "latency_table": tmp_path / "latency.json",
+    }  # fmt: skip

@@ -39,7 +39,7 @@ def monitor(
     :param finetune_steps: gradient steps after it
     """
     from agents.find import Explorer
-    from agents.monitor import explorer_from, read_run
+    from agents.monitor import explorer_from, settings_of
     from agents.monitor import monitor as measure
     from agents.report import print_table
     from agents.run_folder import check_new_folder
@@ -56,8 +56,7 @@ def monitor(
         return
     if not retrain or out is None:
         raise SystemExit(EXIT_MISSED)
-    settings = {key: value for key, value in read_run(run).items() if key in ("target_ratio", "reward", "beta")}
-    result = run_search(task, out, explorer, finetune_steps=finetune_steps, model=task.spec.name, **settings)
+    result = run_search(task, out, explorer, finetune_steps=finetune_steps, model=task.spec.name, **settings_of(run))
     print_table(result, out)
 
 

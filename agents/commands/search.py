@@ -82,7 +82,8 @@ def search(
     :param calibration_images: training images for activation ranges and sensitivities
     :param reward: divergence, paper, paper-literal, size, energy, latency or terminal
     :param alpha: share of the ground-truth loss in the steps' fine-tuning
-    :param beta: weight of accuracy in the reward; 1 if not given, since the target ratio bounds the size already
+    :param beta: weight of accuracy in the reward; if not given 1 where a target bounds what the reward charges, else
+        0.95
     :param observe_repaired: show agents what is left of each choice's damage after a repair
     :param activation_bits: of every layer's input; None for float32
     :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero; channels drops whole input
@@ -98,6 +99,8 @@ def search(
     from hsq_env.make import make_task
 
     check_new_folder(out)
+    if target_ratio is None and target_latency is None:
+        target_ratio = DEFAULT_RATIO
     settings: dict[str, Any] = {
         "search_images": search_images,
         "pool_images": pool_images,
@@ -119,7 +122,7 @@ def search(
             return_to_best,
             surrogate,
         ),
-        target_ratio=pareto or target_ratio or (None if target_latency is not None else DEFAULT_RATIO),
+        target_ratio=pareto or target_ratio,
         target_accuracy=target_accuracy,
         finetune_steps=finetune_steps,
         finalists=finalists,
