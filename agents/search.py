@@ -143,8 +143,8 @@ def search(
         folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
         raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
     key, latency = task.metric_name.lower(), {}
-    if env.latency_table is not None:
-        folder.write_json("latency.json", env.latency_table.to_json())
+    if env.layer_costs.table is not None:
+        folder.write_json("latency.json", env.layer_costs.table.to_json())
         plans = {name: found[1].plan for name, found in methods.items()}
         latency["latency"] = _latency(env, plans)
     result = {
@@ -185,9 +185,10 @@ def _evaluating_itself(
 
 def _latency(env: HSQEnv, plans: dict[str, Plan]) -> dict[str, float]:
     """Milliseconds of all layers by the table, of the teacher and of each plan found."""
-    assert env.latencies is not None
-    found = {name: env.latencies[np.arange(len(env.layers)), executed_choices(env, p)] for name, p in plans.items()}
-    return {name: float(own.sum()) / 1e6 for name, own in {"float32": env.float_latencies, **found}.items()}
+    costs = env.layer_costs
+    assert costs.latencies is not None
+    found = {name: costs.latencies[np.arange(len(env.layers)), executed_choices(env, p)] for name, p in plans.items()}
+    return {name: float(own.sum()) / 1e6 for name, own in {"float32": costs.float_latencies, **found}.items()}
 
 
 def _plain(note: Any) -> Any:

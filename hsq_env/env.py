@@ -17,19 +17,17 @@ from hsq_env.budget import Budget, nearest_allowed
 from hsq_env.checks import check_known, check_share
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
 from hsq_env.compressor import POLICY_EPISODES, TABLE_MEGABYTES, Compressor
+from hsq_env.costs import LayerCosts
 from hsq_env.env_state import EnvState
-from hsq_env.file import fixed_bytes
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
-from hsq_env.latency_table import LatencyTable, latency_budget
+from hsq_env.latency_table import LatencyTable
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
-from hsq_env.operations import operation_shares
 from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
 from hsq_env.repair import DISTILLATIONS, FINETUNE_SCOPES
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
 from hsq_env.sensitivity import repaired_sensitivity, sensitivity
 from hsq_env.shortcuts import Shortcuts
-from hsq_env.size import layer_bytes, size_table
 from hsq_env.student import Student
 from hsq_env.task import Task
 
@@ -194,12 +192,11 @@ class HSQEnv(gym.Env[Observation, Any]):
         )
         self.layers = self.compressor.infos
         self.teacher_bytes = len(task.teacher_file())
-        self.sizes = size_table(self.layers, self.choices, sparsity_pattern, activation_bits is not None)
-        self._operation_shares = operation_shares(self.layers, self.choices, activation_bits, sparsity_pattern)
-        self._float_sizes = [layer_bytes(info, None) for info in self.layers]
-        self.fixed_bytes = fixed_bytes(self.compressor.student, self.choices, self.sizes)
-        self._take_latencies(latency_table, sparsity_pattern)
-        self.budgets = self._made_budgets(target_ratio, target_latency)
+        self.layer_costs = LayerCosts(self.compressor.student, self.choices, self.teacher_bytes, latency_table)
+        if reward == "latency" and self.layer_costs.table is None:
+            raise InputError("The reward 'latency' needs a table: give the file of hsq latency (--latency-table).")
+        self.sizes, self.fixed_bytes = self.layer_costs.sizes, self.layer_costs.fixed_bytes
+        self.costs, self.budgets = self.layer_costs.budgets(target_ratio, target_latency)
         self.target_ratio = next(iter(self.budgets))
         if sensitivities is None:
             sensitivities = sensitivity(task, self.layers, self.choices, activation_bits, sparsity_pattern)
@@ -212,39 +209,6 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.observation_names = observation_names(self.choices, observe_repaired, actions)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
         self._steps = self._visited_steps = 0
-
-    def _take_latencies(self, table: LatencyTable | str | Path | None, pattern: str) -> None:
-        """Nanoseconds of every layer under every choice and in float32, if there is a table."""
-        self.latencies: NDArray[np.int64] | None = None
-        self.latency_table = None
-        if table is not None:
-            read = table if isinstance(table, LatencyTable) else LatencyTable.read(table)
-            self.latency_table = read
-            self.latencies = read.nanoseconds(self.layers, self.choices, pattern, self._shared())
-            self.float_latencies = read.float_nanoseconds(self.layers)
-        elif self.reward == "latency":
-            raise InputError("The reward 'latency' needs a table: give the file of hsq latency (--latency-table).")
-
-    def _shared(self) -> frozenset[str]:
-        """Layers whose input channels can be taken out of the network at all."""
-        return frozenset(name for group in self.student.channel_groups for name in group.consumers)
-
-    def _made_budgets(
-        self, target_ratio: float | Sequence[float] | None, target_latency: float | None
-    ) -> dict[float | None, Budget]:
-        """By target ratio. Sets what a plan's costs are: bytes, or nanoseconds where these are bounded."""
-        self.costs = self.sizes
-        if target_latency is not None:
-            if target_ratio is not None:
-                raise InputError("A search has one budget: give target_ratio or target_latency (--target-...).")
-            if self.latencies is None:
-                raise InputError("target_latency needs a table: give the file of hsq latency (--latency-table).")
-            self.costs = self.latencies
-            return {None: latency_budget(self.costs, int(self.float_latencies.sum()), target_latency)}
-        targets = target_ratio if isinstance(target_ratio, Sequence) else (target_ratio,)
-        if not targets:
-            raise InputError("target_ratio is empty: give a ratio, several, or None for no budget.")
-        return {t: Budget(self.sizes, self.fixed_bytes, self.teacher_bytes, t) for t in targets}
 
     @property
     def budget(self) -> Budget:
@@ -286,7 +250,9 @@ class HSQEnv(gym.Env[Observation, Any]):
     @property
     def ratio(self) -> float:
         """Teacher file over student file, undecided layers counted in float32."""
-        return self.teacher_bytes / (self.spent_bytes + sum(self._float_sizes[self.index :]) + self.fixed_bytes)
+        return self.teacher_bytes / (
+            self.spent_bytes + sum(self.layer_costs.float_sizes[self.index :]) + self.fixed_bytes
+        )
 
     @property
     def steps_taken(self) -> tuple[int, int]:
@@ -371,28 +337,24 @@ class HSQEnv(gym.Env[Observation, Any]):
         self._accuracy = 0.0 if math.isnan(measured.accuracy) else measured.accuracy
         before = self._divergence
         self._divergence = measured.divergence if math.isfinite(measured.divergence) else before
-        floats = self._float_sizes[layer]
+        costs = self.layer_costs
         return StepOutcome(
             accuracy=self._accuracy,
             choice=self.choices[executed],
-            layer_share=float(self.sizes[layer, executed]) / floats,
-            model_share=floats / sum(self._float_sizes) * len(self.layers),
+            layer_share=float(self.sizes[layer, executed]) / costs.float_sizes[layer],
+            model_share=costs.model_share(layer),
             last=self.index == len(self.layers),
             student_share=1 / self.ratio,
-            operations_share=float(self._operation_shares[layer, executed]),
-            latency_share=self._latency_share(layer, executed),
+            operations_share=float(costs.operation_shares[layer, executed]),
+            latency_share=float(costs.latency_shares[layer, executed]),
             harm=math.log1p(self._divergence) - math.log1p(before),
             diverged=not measured.finite or math.isnan(measured.accuracy),
         )
 
-    def _latency_share(self, layer: int, executed: int) -> float:
-        if self.latencies is None:
-            return 0.0
-        return float(self.latencies[layer, executed]) * len(self.layers) / float(self.float_latencies.sum())
-
     def _observation(self) -> Observation:
         at = min(self.index, len(self.layers) - 1)  # the terminal observation shows the last layer again
-        decided, total = sum(self._float_sizes[: self.index]), sum(self._float_sizes)
+        floats = self.layer_costs.float_sizes
+        decided, total = sum(floats[: self.index]), sum(floats)
         progress = Progress(
             accuracy=self._accuracy,
             divergence=self._divergence,

@@ -104,7 +104,7 @@ def test_the_budget_names_the_fastest_plan() -> None:
 
 def test_every_plan_meets_the_target(tiny: TinyTask, table: LatencyTable) -> None:
     env = HSQEnv(tiny, finetune_steps=0, latency_table=table, target_latency=0.1)
-    assert env.costs is env.latencies and env.budget.limit == pytest.approx(100_000)
+    assert env.costs is env.layer_costs.latencies and env.budget.limit == pytest.approx(100_000)
     rng = np.random.default_rng(0)
     spent = []
     for _ in range(8):
