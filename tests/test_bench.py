@@ -12,6 +12,7 @@ import agents.bench
 from agents.bench import Speed, bench, integer_convolutions
 from agents.cli import main
 from detectors.errors import InputError
+from hsq_env.choices import Choice, Plan
 from hsq_env.file import save_hsq
 from hsq_env.onnx_file import onnx_bytes, outputs_of
 from hsq_env.student import Student, trace_layers
@@ -50,6 +51,21 @@ def test_what_is_measured(model: Path) -> None:
     assert found.bytes[1] < found.bytes[0] / 3
     integer, every = found.integer
     assert every - 1 <= integer <= every  # the last one's result is the image
+
+
+def test_a_network_without_most_of_its_channels(tmp_path: Path) -> None:
+    """It has some hundred times as many weights as its file has bytes, and is one that fits nevertheless."""
+    spec, file = RestorerSpec("dncnn", 1, noise=25), tmp_path / "model.hsq"
+    one = Photos(("a",), (np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8),))
+    photos = dict.fromkeys(("train", "search", "test"), one)
+    task = RestorationTask("photos", spec.build_folded(), spec, photos, pool_images=1, calibration_images=1, patch=32)
+    student = Student(task, trace_layers(task), 8, "channels")
+    student.apply(Plan(tuple(i.name for i in student.infos), (Choice(2, 0.75),) * len(student.infos)))
+    size = save_hsq(student, file)
+    assert sum(layer.weight.numel() for layer in student.layers) > 25 * size
+    dense = sum(layer.weight.numel() for layer in student.layers)
+    found = bench(file, (24, 32), (1,), 1)
+    assert found.bytes[0] > 4 * dense * 0.99 and found.bytes[1] < 4 * dense / 50
 
 
 def test_times_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
