@@ -7,21 +7,22 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
-from agents.explore import SearchLog, executed_choices
+from agents.explore import SearchLog
 from agents.finalists import choose, measure
 from agents.find import Explorer
 from agents.provenance import machine, versions
 from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
 from hsq_env.accuracy import untreated_metric
+from hsq_env.channels import shared_inputs
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
+from hsq_env.latency_table import LatencyTable
 from hsq_env.self_evaluation import SelfEvaluation
-from hsq_env.student import evaluate
+from hsq_env.student import Student, evaluate
 from hsq_env.task import Task
 from restorers.task import RestorationTask
 
@@ -143,10 +144,11 @@ def search(
         folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
         raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
     key, latency = task.metric_name.lower(), {}
-    if env.layer_costs.table is not None:
-        folder.write_json("latency.json", env.layer_costs.table.to_json())
+    table = env.layer_costs.table
+    if table is not None:
+        folder.write_json("latency.json", table.to_json())
         plans = {name: found[1].plan for name, found in methods.items()}
-        latency["latency"] = _latency(env, plans)
+        latency["latency"] = _latency(table, env.student, plans)
     result = {
         **header,
         "teacher": {
@@ -183,12 +185,11 @@ def _evaluating_itself(
     return replace(explorer, self_evaluation=SelfEvaluation(target_accuracy, float(target_ratio)))
 
 
-def _latency(env: HSQEnv, plans: dict[str, Plan]) -> dict[str, float]:
+def _latency(table: LatencyTable, student: Student, plans: dict[str, Plan]) -> dict[str, float]:
     """Milliseconds of all layers by the table, of the teacher and of each plan found."""
-    costs = env.layer_costs
-    assert costs.latencies is not None
-    found = {name: costs.latencies[np.arange(len(env.layers)), executed_choices(env, p)] for name, p in plans.items()}
-    return {name: float(own.sum()) / 1e6 for name, own in {"float32": costs.float_latencies, **found}.items()}
+    choices = {"float32": None, **{name: plan.choices for name, plan in plans.items()}}
+    shared = shared_inputs(student.channel_groups)
+    return {name: table.milliseconds(student.infos, own, student.pattern, shared) for name, own in choices.items()}
 
 
 def _plain(note: Any) -> Any:

@@ -11,7 +11,7 @@ from agents.finalists import UNIFORM_BITS, finetuned
 from agents.run_folder import digest_of
 from detectors.errors import InputError
 from detectors.task import SHAPES
-from hsq_env.channels import channel_groups
+from hsq_env.channels import channel_groups, shared_inputs
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq
 from hsq_env.latency_table import LatencyTable
@@ -229,20 +229,16 @@ def _latency_checks(run: Path, record: dict[str, Any], task: Made) -> Iterator[C
     claims, target = record.get("latency", {}), record.get("target_latency")
     infos, pattern = trace_layers(task), record["rebuild"]["sparsity_pattern"]
     groups = channel_groups(task.teacher, task.stages, task.calibration()[0].images) if pattern == "channels" else ()
-    shared = frozenset(name for group in groups for name in group.consumers)
     found = [name for name in record["methods"] if name.startswith("hsq")]
     for name in ("float32", *found):
         try:
+            rows = None if name == "float32" else record["methods"][name]["choices"]
+            plan = None if rows is None else [Choice(bits, sparsity) for bits, sparsity in rows]
             table = LatencyTable.read(run / "latency.json")
-            own = table.float_nanoseconds(infos)
-            if name != "float32":
-                plan = [Choice(bits, sparsity) for bits, sparsity in record["methods"][name]["choices"]]
-                rows = table.nanoseconds(infos, plan, pattern, shared)  # of every layer under every one of them
-                own = rows.diagonal()
+            milliseconds = table.milliseconds(infos, plan, pattern, shared_inputs(groups))
         except (InputError, KeyError, TypeError, ValueError) as error:
             yield Check(f"latency.{name}", claims.get(name), str(error), False)
             continue
-        milliseconds = float(own.sum()) / 1e6
         yield _near(f"latency.{name}", claims.get(name, math.nan), milliseconds, SHARE * milliseconds)
         if name != "float32" and target is not None:
             yield Check(f"latency.{name} beside its target", target, milliseconds, milliseconds <= target)

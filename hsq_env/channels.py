@@ -84,6 +84,11 @@ def channel_groups(model: nn.Module, stages: Stages, images: Tensor) -> tuple[Ch
     return _tried(plain.requires_grad_(False), stages, example, found)
 
 
+def shared_inputs(groups: Sequence[ChannelGroup]) -> frozenset[str]:
+    """Layers whose input channels can be taken out of the network at all."""
+    return frozenset(name for group in groups for name in group.consumers)
+
+
 def _out_channels(library: Any, layer: nn.Module) -> Callable[..., Any]:
     convolution: Callable[..., Any] = library.prune_conv_out_channels
     linear: Callable[..., Any] = library.prune_linear_out_channels
@@ -143,19 +148,16 @@ def _works(model: nn.Module, stages: Stages, images: Tensor, groups: Sequence[Ch
 
     Of every group the consumers drop every other unit, at least one.
     """
+    units = [torch.arange(group.channels).reshape(-1, group.unit) for group in groups]
+    dropped, kept = [own[::2].flatten() for own in units], [own[1::2].flatten() for own in units]
     blind = copy.deepcopy(model)
     modules: dict[str, Any] = dict(blind.named_modules())
-    kept: list[Tensor] = []
-    for group in groups:
-        whole = torch.arange(group.channels).reshape(-1, group.unit)
-        unread = whole[::2].flatten()
-        kept.append(whole[1::2].flatten())
+    for group, unread in zip(groups, dropped, strict=True):
         for name in group.consumers:
             modules[name].weight[:, unread] = 0.0
     disturbed = copy.deepcopy(blind)
     modules = dict(disturbed.named_modules())
-    for group in groups:
-        unread = torch.arange(group.channels).reshape(-1, group.unit)[::2].flatten()
+    for group, unread in zip(groups, dropped, strict=True):
         for name in (*group.producers, *group.norms):
             own = modules[name]
             for parameter in (own.weight, own.bias):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from detectors.errors import InputError
 from hsq_env.budget import Budget
+from hsq_env.channels import shared_inputs
 from hsq_env.choices import Choice
 from hsq_env.file import fixed_bytes
 from hsq_env.latency_table import LatencyTable, latency_budget
@@ -44,7 +45,7 @@ class LayerCosts:
         self.latencies: Costs | None = None
         self.latency_shares = np.zeros(self.sizes.shape)
         if self.table is not None:
-            shared = frozenset(name for group in student.channel_groups for name in group.consumers)
+            shared = shared_inputs(student.channel_groups)
             self.latencies = self.table.nanoseconds(layers, choices, pattern, shared)
             self.float_latencies: Costs = self.table.float_nanoseconds(layers)
             self.latency_shares = self.latencies * len(layers) / self.float_latencies.sum()

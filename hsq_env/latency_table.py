@@ -67,6 +67,18 @@ class LatencyTable:
             return dict(self.record)
         return {"layers": [{"name": name, "seconds": dict(row)} for name, row in self.seconds.items()]}
 
+    def milliseconds(
+        self, infos: Sequence[LayerInfo], choices: Sequence[Choice] | None, pattern: str, shared: frozenset[str]
+    ) -> float:
+        """Of all layers of a plan together, one choice for each; of float32 when ``choices`` is None.
+
+        :param shared: see ``nanoseconds``
+        """
+        if choices is None:
+            return float(self.float_nanoseconds(infos).sum()) / 1e6
+        pairs = zip(infos, choices, strict=True)
+        return sum(int(self.nanoseconds([info], [choice], pattern, shared).sum()) for info, choice in pairs) / 1e6
+
     def nanoseconds(
         self, infos: Sequence[LayerInfo], choices: Sequence[Choice], pattern: str, shared: frozenset[str]
     ) -> NDArray[np.int64]:
