@@ -230,7 +230,10 @@ def test_restorers_keep_their_outputs(name: str, setting: dict[str, Any], tmp_pa
         assert torch.equal(again[key], value)
         torch.testing.assert_close(shorter[key], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
     counts = [sum(p.numel() for p in model.parameters()) for model in (found, student.model)]
-    assert counts[0] < (0.4 if name == "dncnn" else 1.01) * counts[1]
+    if name == "srresnet":  # the graph does not follow PReLU: everything stays
+        assert counts[0] == counts[1]
+    else:
+        assert counts[0] < 0.5 * counts[1]
 
 
 # ---- which go first
