@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.model_task import load_model
+from detectors.architecture import architecture_of
 from detectors.errors import InputError
-from detectors.fcos import fcos_stages
+from detectors.export import check_exportable
 from detectors.teacher import DetectorSpec
 from hsq_env.layers import CompressedLayer
 from hsq_env.onnx_file import onnx_bytes
@@ -82,7 +83,10 @@ def bench(file: Path, size: tuple[int, int] | None = None, threads: Sequence[int
     height, width = size or size_of(spec)
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"An image of {height}x{width} pixels is too small: give {SMALLEST_SIDE} or more (--size).")
-    stages: Stages = fcos_stages if isinstance(spec, DetectorSpec) else restorer_stages
+    stages: Stages = restorer_stages
+    if isinstance(spec, DetectorSpec):
+        check_exportable(model, post_processing=False)
+        stages = architecture_of(model).stages
     channels = 3 if isinstance(spec, DetectorSpec) else spec.channels
     images = torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(0))
     plain = onnx_bytes(_in_float32(model, spec), stages, images)

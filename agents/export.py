@@ -15,7 +15,7 @@ from tqdm import tqdm
 from agents.bench import integer_convolutions
 from agents.model_task import model_task
 from detectors.errors import InputError
-from detectors.export import TraceableDetection
+from detectors.export import TraceableDetection, check_exportable
 from detectors.task import DetectionTask
 from detectors.teacher import write_atomically
 from hsq_env.make import Made
@@ -86,6 +86,7 @@ def export(
     task = model_task(file, dataset, splits, CALIBRATION_IMAGES)
     if post_processing and not isinstance(task, DetectionTask):
         raise InputError(f"{file} holds a restorer, which has no post-processing: leave --post-processing out.")
+    check_exportable(task.teacher, post_processing)
     around = TraceableDetection() if post_processing else None
     make = partial(onnx_bytes, task.teacher, task.stages, task.calibration()[0].images, around)
     exact = make()

@@ -71,5 +71,5 @@ def model_task(
         return RestorationTask(name, model, spec, photos, patch=patch, **images)
     name = dataset or SHAPES
     folder = shapes_folder() if name == SHAPES else Path(name)
-    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
+    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits, spec.preparation)
     return DetectionTask(name, model, spec, loaded, search_images=None, **images)

@@ -14,6 +14,7 @@ from detectors.shapes import CLASS_NAMES
 from detectors.task import SHAPES, shapes_folder
 from detectors.teacher import DetectorSpec
 from detectors.train import train_teacher
+from detectors.zoo import BACKGROUND, known
 from hsq_env.file import read_header
 from hsq_env.size import encoding
 from hsq_env.student import evaluate
@@ -177,23 +178,29 @@ def train_teacher_file(
     level_scale: float | None,
     score_thresh: float,
     train_images: int,
+    proposals: int | None = None,
     splits: Sequence[str] | None = None,
     **training: Any,
 ) -> None:
     """Train and say what came of it."""
     embedded = dataset == SHAPES
     names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
+    settings = known(detector)
+    names = (BACKGROUND, *names) if settings.background else names
+    if settings.fixed:
+        image_size, level_scale = settings.min_size, 1.0
     spec = DetectorSpec(
         detector,
         names,
         level_scale=level_scale or level_scale_for(image_size),
         min_size=image_size,
-        max_size=round(image_size * 1333 / 800),  # torchvision's proportion
+        max_size=image_size if settings.fixed else round(image_size * 1333 / 800),  # torchvision's proportion
         score_thresh=score_thresh,
+        proposals=proposals,
     )
     spec.build()  # an unknown detector is refused before images are drawn
     folder = shapes_folder({"train": train_images}) if embedded else Path(dataset)
-    loaded = load_folder(folder, names, spec.min_size, spec.max_size, splits)
+    loaded = load_folder(folder, names, spec.min_size, spec.max_size, splits, spec.preparation)
     best = train_teacher(loaded, spec, out, **training)
     print(f"wrote {out}: mAP {best['map']:.4f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
 

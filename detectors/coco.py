@@ -1,6 +1,7 @@
 """Images and boxes from a COCO-layout folder, checked at the door."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,26 @@ SPLIT_NAMES = {
     "test": ("test2017", "test"),
 }
 HOLD_OUT = 10  # every tenth training image serves as search split where only train and val exist
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What becomes of an image besides its size.
+
+    :param fixed: stretch to a square, whatever the shape was
+    :param antialias: resize with antialiasing and keep 8 bits, as ``hsq teacher`` trains; False resizes as
+        torchvision's detectors do
+    :param mean: of the channels, taken off
+    :param std: of the channels, divided by
+    """
+
+    fixed: bool = False
+    antialias: bool = True
+    mean: tuple[float, float, float] = IMAGE_MEAN
+    std: tuple[float, float, float] = IMAGE_STD
+
+
+USUAL = Preparation()
 
 
 @dataclass(frozen=True)
@@ -55,11 +76,20 @@ class CocoSplit:
     :param labels: label of each category id
     :param min_size: pixels of the shorter side after resizing
     :param max_size: pixels of the longer side at most
+    :param preparation: what else is done to images
     """
 
-    def __init__(self, folder: Path, truth: COCO, labels: dict[int, int], min_size: int, max_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        truth: COCO,
+        labels: dict[int, int],
+        min_size: int,
+        max_size: int,
+        preparation: Preparation = USUAL,
+    ) -> None:
         self.folder, self.truth, self.labels = folder, truth, labels
-        self.min_size, self.max_size = min_size, max_size
+        self.min_size, self.max_size, self.preparation = min_size, max_size, preparation
         self.image_ids: list[int] = sorted(truth.imgs)
         self.category_of_label = {label: category for category, label in labels.items()}
         self._pixels: dict[int, Tensor] = {}
@@ -80,10 +110,10 @@ class CocoSplit:
             "annotations": [a for a in data["annotations"] if a["image_id"] in wanted],
             "categories": data["categories"],
         }
-        return CocoSplit(self.folder, quiet_coco(kept), self.labels, self.min_size, self.max_size)
+        return CocoSplit(self.folder, quiet_coco(kept), self.labels, self.min_size, self.max_size, self.preparation)
 
     def pixels(self, image_id: int) -> Tensor:
-        """The resized image, (3, H, W) uint8."""
+        """The resized image, (3, H, W), from 0 to 255: uint8, or float32 where torchvision's resizing made it."""
         if image_id not in self._pixels:
             path = self.folder / self.truth.imgs[image_id]["file_name"]
             try:
@@ -94,7 +124,7 @@ class CocoSplit:
                     f"The image {path} cannot be read ({error}): replace it or remove its entry."
                 ) from error
             original = torch.from_numpy(array.copy()).permute(2, 0, 1)
-            self._pixels[image_id] = _resized(original, self.min_size, self.max_size)
+            self._pixels[image_id] = _resized(original, self.min_size, self.max_size, self.preparation)
         return self._pixels[image_id]
 
     def scale(self, image_id: int) -> tuple[float, float]:
@@ -115,7 +145,7 @@ class CocoSplit:
     def batch(self, image_ids: Sequence[int]) -> Batch:
         """Normalize, pad and stack the given images."""
         pixels = [self.pixels(i) for i in image_ids]
-        return make_batch(pixels, [self.target(i) for i in image_ids], image_ids)
+        return make_batch(pixels, [self.target(i) for i in image_ids], image_ids, self.preparation)
 
     def batches(self, batch_size: int) -> list[Batch]:
         """The whole split in order of image id."""
@@ -134,26 +164,34 @@ class CocoSplit:
         ]
 
 
-def make_batch(pixels: Sequence[Tensor], targets: Sequence[dict[str, Tensor]], image_ids: Sequence[int]) -> Batch:
-    """Stack uint8 images (3, H, W) of any sizes into one normalized, padded batch."""
+def make_batch(
+    pixels: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]],
+    image_ids: Sequence[int],
+    preparation: Preparation = USUAL,
+) -> Batch:
+    """Stack images (3, H, W) of any sizes, from 0 to 255, into one normalized, padded batch."""
     sizes = tuple((image.shape[1], image.shape[2]) for image in pixels)
     height = -(-max(h for h, _ in sizes) // SIZE_DIVISOR) * SIZE_DIVISOR
     width = -(-max(w for _, w in sizes) // SIZE_DIVISOR) * SIZE_DIVISOR
-    mean = torch.tensor(IMAGE_MEAN)[:, None, None]
-    std = torch.tensor(IMAGE_STD)[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preparation.mean, preparation.std))
     images = torch.zeros(len(pixels), 3, height, width)
     for i, (image, (h, w)) in enumerate(zip(pixels, sizes, strict=True)):
         images[i, :, :h, :w] = (image.float() / 255 - mean) / std
     return Batch(images, sizes, tuple(image_ids), tuple(targets))
 
 
-def _resized(image: Tensor, min_size: int, max_size: int) -> Tensor:
+def _resized(image: Tensor, min_size: int, max_size: int, preparation: Preparation) -> Tensor:
     """Bilinear, the shorter side to ``min_size`` unless the longer would exceed ``max_size``."""
     height, width = image.shape[1:]
     factor = min(min_size / min(height, width), max_size / max(height, width))
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    scaled_by = (height * factor, width * factor)
+    rounded = [max(1, round(side) if preparation.antialias else math.floor(side)) for side in scaled_by]
+    size = (min_size, max_size) if preparation.fixed else (rounded[0], rounded[1])
     if size == (height, width):
         return image
+    if not preparation.antialias:
+        return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
     scaled = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[0]
     return scaled.round().clamp(0, 255).to(torch.uint8)
 
@@ -164,6 +202,7 @@ def load_folder(
     min_size: int = 800,
     max_size: int = 1333,
     split_names: Sequence[str] | None = None,
+    preparation: Preparation = USUAL,
 ) -> dict[str, CocoSplit]:
     """Read a COCO-layout folder: ``annotations/instances_<split>.json`` beside ``<split>/`` with the images.
 
@@ -175,6 +214,7 @@ def load_folder(
     :param min_size: pixels of the shorter side after resizing
     :param max_size: pixels of the longer side at most
     :param split_names: of the training, the search and, if there is one, the test split; found when None
+    :param preparation: what else is done to images
     :return: ``CocoSplit`` by "train", "search", "test"
     :raises InputError: for anything missing or malformed, naming the file and the entry
     """
@@ -192,7 +232,7 @@ def load_folder(
         if name is not None:
             data = _checked_annotations(folder, name)
             labels = _labels(data["categories"], classes, folder / "annotations" / f"instances_{name}.json")
-            splits[role] = CocoSplit(folder / name, quiet_coco(data), labels, min_size, max_size)
+            splits[role] = CocoSplit(folder / name, quiet_coco(data), labels, min_size, max_size, preparation)
     if "test" not in splits:
         train = splits["train"]
         held = set(train.image_ids[::HOLD_OUT])

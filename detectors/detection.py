@@ -5,35 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FCOS
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
+from detectors.architecture import anchors_of, architecture_of, places_of
 from detectors.coco import Batch, CocoSplit
-from detectors.fcos import State, fcos_stages, head_outputs, run_stages
 from detectors.metric import mean_average_precision
+from detectors.stages import State, run_stages
 
 EVALUATION_BATCH = 16
-
-
-@torch.no_grad()
-def detect(
-    model: FCOS, state: State, image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
-) -> list[dict[str, Tensor]]:
-    """torchvision's post-processing of a final state.
-
-    :param state: of the last stage of ``fcos_stages``
-    :param image_sizes: (height, width) of each image without padding
-    :param padded: (height, width) of the batch
-    :return: per image ``boxes`` (K, 4) in resized pixels, ``scores`` (K,), ``labels`` (K,)
-    """
-    features = state["features"]
-    images = ImageList(features[0].new_empty((len(image_sizes), 3, *padded)), list(image_sizes))
-    anchors = model.anchor_generator(images, features)
-    per_level = [x.shape[2] * x.shape[3] for x in features]
-    outputs = {name: list(value.split(per_level, dim=1)) for name, value in head_outputs(state).items()}
-    return model.postprocess_detections(outputs, [list(a.split(per_level)) for a in anchors], list(image_sizes))
 
 
 @dataclass(frozen=True)
@@ -54,16 +35,15 @@ class Candidates:
 def candidates(
     model: FCOS, state: State, image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
 ) -> Candidates:
-    """The first half of ``detect``, for all images at once and without waiting for the device.
+    """The first half of ``FCOSArchitecture.detect``, for all images at once and without waiting for the device.
 
     :param state: of the last stage of ``fcos_stages``
     :param image_sizes: (height, width) of each image without padding
     :param padded: (height, width) of the batch
     """
     features, logits, centerness = state["features"], state["cls_logits"], state["bbox_ctrness"]
-    per_level = tuple(x.shape[2] * x.shape[3] for x in features)
-    images = ImageList(features[0].new_empty((1, 3, *padded)), [padded])
-    anchors = model.anchor_generator(images, features)[0]  # (L, 4), the same for all images
+    per_level = tuple(places_of(features))
+    anchors = anchors_of(model.anchor_generator, features, [padded], padded)[0]  # (L, 4), the same for all images
     scores = torch.sqrt(_sigmoid(logits, per_level) * _sigmoid(centerness, per_level))
     boxes = model.box_coder.decode(state["bbox_regression"], anchors.expand(logits.shape[0], -1, -1))
     height, width = (
@@ -92,9 +72,9 @@ def _sigmoid(x: Tensor, per_level: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def detections(model: FCOS, found: Candidates) -> list[dict[str, Tensor]]:
-    """The second half of ``detect``, on the CPU: threshold, the best of each level, non-maximum suppression.
+    """The second half of it, on the CPU: threshold, the best of each level, non-maximum suppression.
 
-    :return: exactly what ``detect`` gives
+    :return: exactly what it gives
     """
     images, _, classes = found.scores.shape
     scores, boxes = found.scores.cpu().reshape(images, -1), found.boxes.cpu()
@@ -142,14 +122,16 @@ def coco_rows(
 
 
 @torch.no_grad()
-def evaluate_detector(model: FCOS, split: CocoSplit) -> float:
+def evaluate_detector(model: nn.Module, split: CocoSplit) -> float:
     """mAP@[.50:.95] of a detector in evaluation mode on a whole split."""
-    stages = fcos_stages(model)
+    architecture = architecture_of(model)
+    stages = architecture.stages(model)
     device = next(model.parameters()).device
     batches, found = [], []
     for start in range(0, len(split), EVALUATION_BATCH):
         batch = split.batch(split.image_ids[start : start + EVALUATION_BATCH])
         state = run_stages(stages, {"images": batch.images.to(device)})
-        found.append(detect(model, state, batch.image_sizes, (batch.images.shape[2], batch.images.shape[3])))
+        padded = (batch.images.shape[2], batch.images.shape[3])
+        found.append(architecture.detect(state, batch.image_sizes, padded))
         batches.append(Batch(torch.empty(0), batch.image_sizes, batch.image_ids, ()))
     return detections_map(split, batches, found)

@@ -1,16 +1,30 @@
 """torchvision's post-processing of FCOS in a form that can be traced for ONNX, sizes of images and all."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import FCOS
+from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection._utils import _topk_min
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
-from detectors.fcos import State
+from detectors.errors import InputError
+from detectors.stages import State
 
 MULTIPLE = 32  # of sides, as torchvision's transform pads images; strides of locations follow from the padded sides
+
+
+def check_exportable(model: nn.Module, post_processing: bool) -> None:
+    """Refuse what cannot be written as ONNX.
+
+    :raises InputError: for a detector with two stages, or for post-processing of any but FCOS
+    """
+    if isinstance(model, FasterRCNN):
+        raise InputError(
+            "A Faster R-CNN runs its second stage on boxes of the first, which no ONNX file holds: use the .hsq file."
+        )
+    if post_processing and not isinstance(model, FCOS):
+        raise InputError("Post-processing is written for FCOS alone: leave --post-processing out.")
 
 
 class TraceableDetection:

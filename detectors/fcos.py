@@ -1,66 +1,30 @@
 """FCOS with a ResNet-50-FPN from torchvision's own classes, at any width, and its forward pass cut into stages."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
-from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from torchvision.ops.misc import FrozenBatchNorm2d
 
-BLOCKS = (3, 4, 6, 3)  # bottlenecks per ResNet-50 stage
-PLANES = (64, 128, 256, 512)  # inner channels per stage at full width
+from detectors.architecture import Distillable, anchors_of, anchors_of_batch, places_of
+from detectors.assignment import Assignment, assign, assigned_loss, classification_error
+from detectors.backbone import PLANES, backbone_stages, resnet50
+from detectors.coco import Batch
+from detectors.stages import Stage, State, per_anchor, run_tower, without
+
 EXPANSION = 4  # outer channels over inner channels
 FPN_CHANNELS = 256  # at full width
 BASE_ANCHOR = 8  # torchvision's anchor size, in pixels, on the finest level
 CENTER_RADIUS = 1.5  # torchvision's, in strides
 INITIAL_REACH = 3.0  # box sides start this many anchor sizes from a location: at 0 the ReLU behind them can die
-
-State = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One piece of a forward pass.
-
-    ``run`` takes the state that the previous stage returned (tensors or lists of tensors by name) and returns a new
-    one, leaving its argument as it was; ``reads`` names the keys that it looks at. Consecutive stages of one ``block``
-    are fine-tuned together.
-    """
-
-    name: str
-    block: str
-    reads: frozenset[str] | None
-    run: Callable[[State], State]
-
-
-def resnet50(width: float = 1.0) -> ResNet:
-    """torchvision's ResNet-50 with every channel count multiplied by ``width``; batch norm is trainable."""
-    net = ResNet(Bottleneck, list(BLOCKS) if width == 1 else [1, 1, 1, 1])
-    if width == 1:
-        return net
-    net.inplanes = round(PLANES[0] * width)
-    net.conv1 = nn.Conv2d(3, net.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
-    net.bn1 = nn.BatchNorm2d(net.inplanes)
-    for i, (planes, blocks) in enumerate(zip(PLANES, BLOCKS, strict=True)):
-        stage = net._make_layer(Bottleneck, round(planes * width), blocks, stride=1 if i == 0 else 2)
-        setattr(net, f"layer{i + 1}", stage)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return net
 
 
 def build_fcos(
@@ -100,24 +64,6 @@ def build_fcos(
     return model
 
 
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """Fold every batch norm of a ResNet body into the convolution before it, in place; outputs in eval mode stay.
-
-    :param model: holds ``(convN, bnN)`` siblings and ``downsample`` pairs, as torchvision's ResNet names them
-    :return: ``model``
-    """
-    model.eval()
-    for module in list(model.modules()):
-        children = list(module.named_children())
-        for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
-                if isinstance(norm, FrozenBatchNorm2d):
-                    norm.requires_grad_(False)
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(module, norm_name, nn.Identity())
-    return model
-
-
 def fcos_stages(model: FCOS) -> list[Stage]:
     """The forward pass of ``model`` from normalized images to raw outputs, in 31 stages.
 
@@ -126,25 +72,13 @@ def fcos_stages(model: FCOS) -> list[Stage]:
     ``bbox_ctrness (N, L, 1)`` with all L locations of all levels, and ``features``, the list of pyramid maps
     P3 to P7, each ``(N, channels, h, w)``.
     """
-    body, fpn = model.backbone.body, model.backbone.fpn
-    stages = [Stage("stem", "stem", frozenset({"images"}), partial(_run_stem, body))]
-    for number in range(1, 5):
-        for i, bottleneck in enumerate(body[f"layer{number}"]):
-            kept = f"c{number + 1}" if number > 1 and i == BLOCKS[number - 1] - 1 else None
-            name = f"layer{number}.{i}"
-            stages.append(Stage(name, name, frozenset({"x"}), partial(_run_bottleneck, bottleneck, kept)))
-    for level in (5, 4, 3):
-        inner, outer = fpn.inner_blocks[level - 3], fpn.layer_blocks[level - 3]
-        reads = frozenset({f"c{level}"} if level == 5 else {f"c{level}", "top_down", "features"})
-        stages.append(Stage(f"fpn.p{level}", f"fpn.p{level}", reads, partial(_run_pyramid, inner, outer, level)))
-    extra = partial(_run_extra_levels, fpn.extra_blocks)
-    stages.append(Stage("fpn.p6p7", "fpn.p6p7", frozenset({"features"}), extra))
+    stages = backbone_stages(model.backbone)
     head = model.head
     towers = (("classification", head.classification_head), ("regression", head.regression_head))
     for name, tower in towers:
         convs = list(tower.conv)
         for i in range(0, len(convs), 3):  # convolution, group norm, ReLU
-            run = partial(_run_tower, convs[i : i + 3], name, i == 0)
+            run = partial(run_tower, convs[i : i + 3], name, i == 0)
             reads = frozenset({"features" if i == 0 else name})
             stages.append(Stage(f"head.{name}.{i // 3}", f"head.{name}", reads, run))
         last = _run_class_logits if name == "classification" else _run_boxes
@@ -152,65 +86,73 @@ def fcos_stages(model: FCOS) -> list[Stage]:
     return stages
 
 
-def _without(state: State, *names: str) -> State:
-    return {key: value for key, value in state.items() if key not in names}
-
-
-def _run_stem(body: nn.ModuleDict, state: State) -> State:
-    x = body["relu"](body["bn1"](body["conv1"](state["images"])))
-    return {"x": body["maxpool"](x)}
-
-
-def _run_bottleneck(bottleneck: nn.Module, kept: str | None, state: State) -> State:
-    x = bottleneck(state["x"])
-    return {**state, "x": x, **({kept: x} if kept else {})}
-
-
-def _run_pyramid(inner: nn.Module, outer: nn.Module, level: int, state: State) -> State:
-    lateral = inner(state[f"c{level}"])
-    if level < 5:
-        lateral = lateral + F.interpolate(state["top_down"], size=lateral.shape[-2:], mode="nearest")
-    kept = _without(state, "x", f"c{level}", "top_down")
-    features = [outer(lateral), *state.get("features", [])]
-    return {**kept, "features": features, **({"top_down": lateral} if level > 3 else {})}
-
-
-def _run_extra_levels(extra: nn.Module, state: State) -> State:
-    features, _ = extra(list(state["features"]), list(state["features"]), [])  # P6 and P7 come from P5
-    return {"features": features}
-
-
-def _run_tower(modules: Sequence[nn.Module], name: str, first: bool, state: State) -> State:
-    maps = state["features"] if first else state[name]
-    for module in modules:
-        maps = [module(x) for x in maps]
-    return {**state, name: maps}
-
-
-def _per_location(x: Tensor, columns: int) -> Tensor:
-    """(N, columns, H, W) to (N, H * W, columns); FCOS has one anchor per location."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
-
-
 def _run_class_logits(tower: FCOSClassificationHead, state: State) -> State:
-    logits = torch.cat([_per_location(tower.cls_logits(x), tower.num_classes) for x in state["classification"]], dim=1)
-    return {**_without(state, "classification"), "cls_logits": logits}
+    logits = torch.cat([per_anchor(tower.cls_logits(x), tower.num_classes) for x in state["classification"]], dim=1)
+    return {**without(state, "classification"), "cls_logits": logits}
 
 
 def _run_boxes(tower: FCOSRegressionHead, state: State) -> State:
     maps = state["regression"]
-    boxes = torch.cat([_per_location(F.relu(tower.bbox_reg(x)), 4) for x in maps], dim=1)
-    centerness = torch.cat([_per_location(tower.bbox_ctrness(x), 1) for x in maps], dim=1)
-    return {**_without(state, "regression"), "bbox_regression": boxes, "bbox_ctrness": centerness}
-
-
-def run_stages(stages: Sequence[Stage], state: State) -> State:
-    """Run consecutive stages."""
-    for stage in stages:
-        state = stage.run(state)
-    return state
+    boxes = torch.cat([per_anchor(F.relu(tower.bbox_reg(x)), 4) for x in maps], dim=1)
+    centerness = torch.cat([per_anchor(tower.bbox_ctrness(x), 1) for x in maps], dim=1)
+    return {**without(state, "regression"), "bbox_regression": boxes, "bbox_ctrness": centerness}
 
 
 def head_outputs(state: State) -> "OrderedDict[str, Tensor]":
     """The three outputs that torchvision's loss and post-processing expect, from a final state."""
     return OrderedDict((key, state[key]) for key in ("cls_logits", "bbox_regression", "bbox_ctrness"))
+
+
+class FCOSArchitecture:
+    """See ``detectors.architecture.Architecture``."""
+
+    def __init__(self, teacher: FCOS) -> None:
+        self._teacher = teacher
+
+    def stages(self, model: FCOS) -> list[Stage]:
+        """See ``fcos_stages``."""
+        return fcos_stages(model)
+
+    def assign(self, outputs: State, batch: Batch) -> Assignment:
+        """See ``detectors.assignment.assign``."""
+        features = outputs["features"]
+        anchors = anchors_of_batch(self._teacher.anchor_generator, features, batch)
+        return assign(self._teacher, batch.targets, anchors, places_of(features))
+
+    def loss(self, outputs: State, assignment: Assignment) -> Tensor:
+        """The sum of torchvision's three losses."""
+        return assigned_loss(self._teacher, head_outputs(outputs), assignment)
+
+    def errors(self, outputs: State, assignment: Assignment) -> Tensor:
+        """The focal loss, summed over classes."""
+        return classification_error(head_outputs(outputs), assignment)
+
+    def distilled(self, outputs: State) -> list[Distillable]:
+        """Class logits, boxes, centerness and the five pyramid maps."""
+        return [
+            Distillable("cls_logits", "logits", outputs["cls_logits"]),
+            Distillable("bbox_regression", "boxes", outputs["bbox_regression"]),
+            Distillable("bbox_ctrness", "centerness", outputs["bbox_ctrness"]),
+            *(Distillable(f"p{level}", "features", x) for level, x in enumerate(outputs["features"], start=3)),
+        ]
+
+    @torch.no_grad()
+    def detect(
+        self, outputs: State, image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        """torchvision's post-processing."""
+        features = outputs["features"]
+        anchors = anchors_of(self._teacher.anchor_generator, features, image_sizes, padded)
+        per_level = places_of(features)
+        given = {name: list(value.split(per_level, dim=1)) for name, value in head_outputs(outputs).items()}
+        found: list[dict[str, Tensor]] = self._teacher.postprocess_detections(
+            given, [list(a.split(per_level)) for a in anchors], list(image_sizes)
+        )
+        return found
+
+    def training_losses(self, model: FCOS, batch: Batch) -> dict[str, Tensor]:
+        """torchvision's three losses."""
+        features = list(model.backbone(batch.images).values())
+        outputs = {name: value.float() for name, value in model.head(features).items()}
+        anchors = anchors_of_batch(model.anchor_generator, features, batch)
+        return model.compute_loss(list(batch.targets), outputs, anchors, places_of(features))

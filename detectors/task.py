@@ -1,37 +1,27 @@
 """A detector with its data and mAP, in the form that the environment takes (``hsq_env.task.Task``)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FCOS
-from torchvision.models.detection.image_list import ImageList
 
-from detectors.assignment import Assignment, assign, assigned_loss, classification_error
+from detectors.architecture import Distillable, architecture_of
 from detectors.cache import cache_folder
 from detectors.coco import Batch, CocoSplit, check_folder, load_folder
-from detectors.detection import Candidates, candidates, coco_rows, detect, detections, detections_map
+from detectors.detection import Candidates, candidates, coco_rows, detections, detections_map
 from detectors.errors import InputError
-from detectors.fcos import Stage, State, fcos_stages, head_outputs
 from detectors.metric import QuickMAP
 from detectors.shapes import DEFAULT_IMAGES, SHAPES_VERSION, write_shapes
-from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, load_teacher, teacher_bytes
+from detectors.stages import Stage, State
+from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, coco_teacher, load_teacher, teacher_bytes
 from detectors.train import augmented_batch
 
 SHAPES = "shapes"
-
-
-@dataclass(frozen=True)
-class Distillable:
-    """See ``hsq_env.task.Distilled``."""
-
-    name: str
-    kind: str
-    tensor: Tensor
+EMBEDDED = "fcos_resnet50_quarter"  # the detector that ships with a teacher for it
 
 
 class DetectionTask:
@@ -54,7 +44,7 @@ class DetectionTask:
     def __init__(
         self,
         name: str,
-        teacher: FCOS,
+        teacher: nn.Module,
         spec: DetectorSpec,
         splits: dict[str, CocoSplit],
         search_images: int | None = 64,
@@ -71,7 +61,8 @@ class DetectionTask:
         self.name, self.spec, self.seed, self.batch_size = name, spec, seed, batch_size
         # channels last suits tensor cores; on a CPU it changed little
         self._layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.teacher = teacher.to(self.device, memory_format=self._layout)
+        self.teacher: Any = teacher.to(self.device).to(memory_format=self._layout)
+        self._architecture = architecture_of(self.teacher)
         limits = {"search": search_images, "test": test_images}
         self._splits = {role: splits[role].first(n) if n else splits[role] for role, n in limits.items()}
         self._train = splits["train"]
@@ -79,15 +70,14 @@ class DetectionTask:
         self._calibration = self._batches(self._train.first(calibration_images))
         self._evaluation: dict[str, list[Batch]] = {}
         self._quick_map: QuickMAP | None = None
-        self._assignments: dict[int, Assignment] = {}  # by place in the pool
+        self._assignments: dict[int, Any] = {}  # by place in the pool
 
     def _batches(self, split: CocoSplit) -> list[Batch]:
         return [batch.to(self.device, self._layout) for batch in split.batches(self.batch_size)]
 
     def stages(self, model: torch.nn.Module) -> list[Stage]:
-        """See ``fcos_stages``."""
-        assert isinstance(model, FCOS)
-        return fcos_stages(model)
+        """See ``detectors.architecture.Architecture``."""
+        return self._architecture.stages(model)
 
     def calibration(self) -> list[Batch]:
         """The first training images."""
@@ -113,64 +103,64 @@ class DetectionTask:
         return self._evaluation[split]
 
     def task_loss(self, outputs: State, batch: Batch) -> Tensor:
-        """The sum of torchvision's three FCOS losses."""
-        return assigned_loss(self.teacher, head_outputs(outputs), self._assignment(outputs, batch))
+        """The sum of torchvision's losses."""
+        return self._architecture.loss(outputs, self._assignment(outputs, batch))
 
     def error_maps(self, outputs: State, batch: Batch) -> list[Tensor]:
-        """The focal loss per location of every pyramid level (N, H, W)."""
-        error = classification_error(head_outputs(outputs), self._assignment(outputs, batch))
+        """The classification loss per location of every pyramid level (N, H, W)."""
+        error = self._architecture.errors(outputs, self._assignment(outputs, batch))
         sizes = [(x.shape[2], x.shape[3]) for x in outputs["features"]]
         parts = error.split([height * width for height, width in sizes], dim=1)
         return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
 
-    def _assignment(self, outputs: State, batch: Batch) -> Assignment:
-        """What a batch's locations are to find, made once for those of the pool."""
+    def _assignment(self, outputs: State, batch: Batch) -> Any:
+        """What a batch's outputs are to find, made once for those of the pool."""
         place = next((i for i, other in enumerate(self._pool) if other is batch), None)
         if place is not None and place in self._assignments:
             return self._assignments[place]
-        features = outputs["features"]
-        anchors = self.teacher.anchor_generator(ImageList(batch.images, list(batch.image_sizes)), features)
-        made = assign(self.teacher, batch.targets, anchors, [x.shape[2] * x.shape[3] for x in features])
+        made = self._architecture.assign(outputs, batch)
         if place is not None:
             self._assignments[place] = made
         return made
 
     def distilled(self, outputs: State) -> list[Distillable]:
-        """Class logits, boxes, centerness and the five pyramid maps."""
-        return [
-            Distillable("cls_logits", "logits", outputs["cls_logits"]),
-            Distillable("bbox_regression", "boxes", outputs["bbox_regression"]),
-            Distillable("bbox_ctrness", "centerness", outputs["bbox_ctrness"]),
-            *(Distillable(f"p{level}", "features", x) for level, x in enumerate(outputs["features"], start=3)),
-        ]
+        """Outputs and maps, see ``Architecture.distilled`` of the detector's kind."""
+        return self._architecture.distilled(outputs)
 
     def predictions(self, outputs: State, batch: Batch) -> list[dict[str, Tensor]]:
         """Detections per image."""
-        return detect(self.teacher, outputs, batch.image_sizes, (batch.images.shape[2], batch.images.shape[3]))
+        return self._architecture.detect(outputs, batch.image_sizes, _sides(batch))
 
     def metric(self, predictions: Sequence[list[dict[str, Tensor]]], split: str) -> float:
         """mAP@[.50:.95]."""
         return detections_map(self._splits[split], self.evaluation(split), predictions)
 
-    def quick_predictions(self, outputs: State, batch: Batch) -> Candidates:
-        """What ``quick_metric`` turns into detections."""
-        return candidates(self.teacher, outputs, batch.image_sizes, (batch.images.shape[2], batch.images.shape[3]))
+    def quick_predictions(self, outputs: State, batch: Batch) -> Candidates | list[dict[str, Tensor]]:
+        """What ``quick_metric`` turns into detections; detections already for all but FCOS."""
+        if isinstance(self.teacher, FCOS):
+            return candidates(self.teacher, outputs, batch.image_sizes, _sides(batch))
+        return self.predictions(outputs, batch)
 
-    def quick_metric(self, predictions: Sequence[Candidates]) -> float:
+    def quick_metric(self, predictions: Sequence[Candidates | list[dict[str, Tensor]]]) -> float:
         """mAP@[.50:.95] of the search split, ``metric``'s within 1e-15."""
         split = self._splits["search"]
         if self._quick_map is None:
             self._quick_map = QuickMAP(split.truth, split.image_ids)
-        found = [detections(self.teacher, some) for some in predictions]
+        found = [detections(self.teacher, p) if isinstance(p, Candidates) else p for p in predictions]
         return self._quick_map(coco_rows(split, self.evaluation("search"), found))
 
     def describe(self) -> dict[str, Any]:
         """What ``detectors.teacher.spec_from_json`` turns back into a model."""
-        return asdict(self.spec)
+        return self.spec.as_json()
 
     def teacher_file(self) -> bytes:
         """The float32 teacher as ``hsq teacher`` writes it."""
         return teacher_bytes(self.teacher, self.spec)
+
+
+def _sides(batch: Batch) -> tuple[int, int]:
+    """(height, width) of a batch with its padding."""
+    return batch.images.shape[2], batch.images.shape[3]
 
 
 def shapes_folder(images: dict[str, int] | None = None) -> Path:
@@ -180,6 +170,27 @@ def shapes_folder(images: dict[str, int] | None = None) -> Path:
     if not folder.exists():
         write_shapes(folder, counts)
     return folder
+
+
+def _teacher_of(dataset: str, detector: str | None, teacher: str | Path | None) -> tuple[nn.Module, DetectorSpec]:
+    """See ``detection_task``."""
+    if teacher is None and dataset != SHAPES:
+        if detector is None:
+            raise InputError(
+                f"The data {dataset} needs a teacher: train one with 'hsq teacher --dataset {dataset} --out FILE' and "
+                "give it with --teacher FILE, or name a detector of torchvision's with --detector for COCO's classes."
+            )
+        return coco_teacher(detector)
+    if teacher is None and detector not in (None, EMBEDDED):
+        raise InputError(
+            f"The embedded data has no teacher '{detector}': give --dataset and --teacher, or leave out --detector."
+        )
+    model, spec = load_teacher(SHIPPED_TEACHER if teacher is None else teacher, detector)
+    if detector is not None and detector != spec.detector:
+        raise InputError(
+            f"The teacher {teacher or SHIPPED_TEACHER} is a {spec.detector}, not a {detector}: drop --detector."
+        )
+    return model, spec
 
 
 def detection_task(
@@ -193,23 +204,15 @@ def detection_task(
 
     :param dataset: "shapes" or a COCO-layout folder
     :param detector: name that the teacher must have; any when None
-    :param teacher: file written by ``hsq teacher``; the shipped one for ``shapes`` when None
+    :param teacher: file written by ``hsq teacher``, or of torchvision's COCO weights of ``detector``; when None the
+        shipped one for ``shapes``, and torchvision's COCO weights for other data where ``detector`` is named
     :param splits: names of the training, the search and, if there is one, the test split; found when None
     :param settings: further arguments of ``DetectionTask``
     :raises InputError: if something is missing or does not fit
     """
     if str(dataset) != SHAPES:
         check_folder(Path(dataset))
-    if teacher is None and str(dataset) != SHAPES:
-        raise InputError(
-            f"The data {dataset} needs a teacher: train one with 'hsq teacher --dataset {dataset} --out FILE' "
-            "and give it with --teacher FILE."
-        )
-    model, spec = load_teacher(SHIPPED_TEACHER if teacher is None else teacher)
-    if detector is not None and detector != spec.detector:
-        raise InputError(
-            f"The teacher {teacher or SHIPPED_TEACHER} is a {spec.detector}, not a {detector}: drop --detector."
-        )
+    model, spec = _teacher_of(str(dataset), detector, teacher)
     folder = shapes_folder() if str(dataset) == SHAPES else Path(dataset)
-    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits)
+    loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits, spec.preparation)
     return DetectionTask(Path(dataset).name, model, spec, loaded, **settings)

@@ -9,29 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchvision.models.detection import FCOS
-from torchvision.models.detection.image_list import ImageList
+from torch import nn
 from tqdm import tqdm
 
+from detectors.architecture import architecture_of
+from detectors.backbone import fold_batch_norm
 from detectors.checkpoint import gradient_step, restore_checkpoint, save_checkpoint
 from detectors.coco import Batch, CocoSplit, make_batch
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
-from detectors.fcos import fold_batch_norm
 from detectors.teacher import DetectorSpec, teacher_bytes, write_atomically
 
 CYCLE_DECAY = 0.5  # of the peak learning rate from cycle to cycle
 GRADIENT_CLIP = 10.0  # norm; large boxes give large early gradients
-
-
-def fcos_losses(model: FCOS, batch: Batch) -> dict[str, Tensor]:
-    """torchvision's FCOS losses (classification, bbox_regression, bbox_ctrness) on a prepared batch."""
-    features = list(model.backbone(batch.images).values())
-    outputs = {name: value.float() for name, value in model.head(features).items()}
-    anchors = model.anchor_generator(ImageList(batch.images, list(batch.image_sizes)), features)
-    per_level = [x.shape[2] * x.shape[3] for x in features]
-    return model.compute_loss(list(batch.targets), outputs, anchors, per_level)
 
 
 def augmented_batch(
@@ -51,7 +41,7 @@ def augmented_batch(
         image = ((image - 128) * gain + 128 + shift).clamp(0, 255).round().to(torch.uint8)
         pixels.append(image)
         targets.append({**target, "boxes": boxes})
-    return make_batch(pixels, targets, image_ids)
+    return make_batch(pixels, targets, image_ids, split.preparation)
 
 
 def _epoch(split: CocoSplit, batch_size: int, rng: np.random.Generator, vertical_flip: bool) -> Iterator[Batch]:
@@ -60,10 +50,8 @@ def _epoch(split: CocoSplit, batch_size: int, rng: np.random.Generator, vertical
         yield augmented_batch(split, [int(x) for x in order[i : i + batch_size]], rng, vertical_flip)
 
 
-def _folded_copy(model: FCOS) -> FCOS:
-    folded = fold_batch_norm(copy.deepcopy(model).to(memory_format=torch.contiguous_format))
-    assert isinstance(folded, FCOS)
-    return folded
+def _folded_copy(model: nn.Module) -> nn.Module:
+    return fold_batch_norm(copy.deepcopy(model).to(memory_format=torch.contiguous_format))
 
 
 def train_teacher(
@@ -105,7 +93,7 @@ def train_teacher(
         raise InputError(f"The training split has {len(splits['train'])} images, fewer than one batch of {batch_size}.")
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = spec.build().to(device=device, memory_format=torch.channels_last)
+    model = spec.build().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     per_cycle = epochs // cycles
 
@@ -142,7 +130,7 @@ def train_teacher(
 
 
 def _train_epoch(
-    model: FCOS,
+    model: nn.Module,
     batches: "tqdm[Batch]",
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -150,12 +138,13 @@ def _train_epoch(
     bfloat16: bool,
 ) -> float:
     model.train()
+    architecture = architecture_of(model)
     total, count = 0.0, 0
     for batch in batches:
         moved = batch.to(device)
         moved = replace(moved, images=moved.images.to(memory_format=torch.channels_last))
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            losses = fcos_losses(model, moved)
+            losses = architecture.training_losses(model, moved)
         loss = torch.stack(list(losses.values())).sum()
         value = gradient_step(model, loss, optimizer, schedule, GRADIENT_CLIP)
         total, count = total + value, count + 1

@@ -17,6 +17,13 @@ __version__ = "0.1.0"
 _IDS: dict[str, tuple[str, dict[str, Any]]] = {  # the entry point and its arguments
     "HSQ-ResNet50-v0": ("make_detection_env", {"action_space": "discrete"}),
     "HSQ-ResNet50-Continuous-v0": ("make_detection_env", {"action_space": "continuous"}),
+    "HSQ-FCOS-ResNet50-v0": ("make_detection_env", {"detector": "fcos_resnet50_fpn"}),
+    "HSQ-RetinaNet-ResNet50-v0": ("make_detection_env", {"detector": "retinanet_resnet50_fpn"}),
+    "HSQ-RetinaNet-ResNet50V2-v0": ("make_detection_env", {"detector": "retinanet_resnet50_fpn_v2"}),
+    "HSQ-FasterRCNN-ResNet50-v0": ("make_detection_env", {"detector": "fasterrcnn_resnet50_fpn"}),
+    "HSQ-FasterRCNN-ResNet50V2-v0": ("make_detection_env", {"detector": "fasterrcnn_resnet50_fpn_v2"}),
+    "HSQ-FasterRCNN-MobileNetV3-v0": ("make_detection_env", {"detector": "fasterrcnn_mobilenet_v3_large_320_fpn"}),
+    "HSQ-SSDLite-v0": ("make_detection_env", {"detector": "ssdlite320_mobilenet_v3_large"}),
     "HSQ-DnCNN-v0": ("make_restoration_env", {"network": "dncnn"}),
     "HSQ-EDSR-v0": ("make_restoration_env", {"network": "edsr"}),
     "HSQ-SRResNet-v0": ("make_restoration_env", {"network": "srresnet"}),

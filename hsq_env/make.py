@@ -43,8 +43,9 @@ def make_detection_env(
 
     :param task: a task of one's own; the next four are then unused
     :param dataset: "shapes" or a COCO-layout folder
-    :param detector: name that the teacher must have, "fcos_resnet50" or "fcos_resnet50_quarter"; any when None
-    :param teacher: file written by ``hsq teacher``; the shipped one for ``shapes`` when None
+    :param detector: name that the teacher must have, see ``detectors.zoo``; any when None
+    :param teacher: file written by ``hsq teacher``, or torchvision's COCO weights of ``detector`` (.pth); when None the
+        shipped one for ``shapes``, for other data torchvision's COCO weights of ``detector``, downloaded
     :param splits: names of the training, the search and, if there is one, the test split; found when None
     :param arguments: further ones of ``DetectionTask`` and of ``HSQEnv``
     :raises InputError: for an unknown argument, naming the known ones

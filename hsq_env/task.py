@@ -50,8 +50,10 @@ class Distilled(Protocol):
     def kind(self) -> str:
         """What it is.
 
-        "logits" (N, L, classes), independent class logits per location; "boxes" (N, L, D), non-negative box outputs
-        per location; "centerness" (N, L, 1), one logit per location; "features" (N, C, H, W); "pixels" (N, C, H, W).
+        "logits" (N, L, classes), independent class logits per location; "categories" (N, L, classes), logits of one
+        class out of all, the background first; "boxes" (N, L, D), box outputs per location; "centerness" (N, L, 1),
+        one logit per location; "features" (N, C, H, W); "pixels" (N, C, H, W). Where L is the places of all feature
+        maps, or so many times that, locations lie row by row, map by map, anchors of a place together.
         """
 
     @property

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detectors.fcos import Stage, State
+from detectors.stages import Stage, State
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, which EDSR subtracts
 

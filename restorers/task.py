@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detectors.architecture import Distillable
 from detectors.errors import InputError
-from detectors.fcos import Stage, State
-from detectors.task import Distillable
+from detectors.stages import Stage, State
 from restorers.degradation import add_noise, crop_to_multiple, enlarge, reduce
 from restorers.images import PHOTOS, Photos, load_photos
 from restorers.metric import psnr, ssim

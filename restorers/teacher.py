@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from detectors.backbone import fold_batch_norm
 from detectors.errors import InputError
-from detectors.fcos import Stage, fold_batch_norm
-from detectors.teacher import FORMAT, freeze, load_weights, read_metadata, read_safetensors
+from detectors.stages import Stage
+from detectors.teacher import FORMAT, PICKLED, freeze, load_weights, read_metadata, read_safetensors
 from restorers.networks import DnCNN, SuperResolver, edsr, srresnet
 
 Restorer = DnCNN | SuperResolver
@@ -113,7 +114,7 @@ def is_restorer(path: str | Path) -> bool:
 
     :raises InputError: if it is missing or damaged
     """
-    return "restorer" in read_metadata(Path(path))
+    return Path(path).suffix not in PICKLED and "restorer" in read_metadata(Path(path))
 
 
 def load_published(path: str | Path, spec: RestorerSpec) -> Restorer:

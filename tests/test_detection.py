@@ -10,9 +10,10 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 
 from detectors.coco import CocoSplit, make_batch
-from detectors.detection import candidates, detect, detections, evaluate_detector
-from detectors.fcos import build_fcos, fcos_stages, run_stages
+from detectors.detection import candidates, detections, evaluate_detector
+from detectors.fcos import FCOSArchitecture, build_fcos, fcos_stages
 from detectors.metric import quiet_coco
+from detectors.stages import run_stages
 
 SIZES = ((64, 64), (64, 90), (80, 64))  # the shorter side is min_size: neither side resizes
 
@@ -40,7 +41,7 @@ def test_detect_equals_torchvisions_forward(detector: FCOS) -> None:
     batch = make_batch(pictures, [{}] * len(pictures), [1, 2, 3])
     assert batch.images.shape == (3, 3, 96, 96) and batch.image_sizes == SIZES
     state = run_stages(fcos_stages(detector), {"images": batch.images})
-    found = detect(detector, state, batch.image_sizes, (96, 96))
+    found = FCOSArchitecture(detector).detect(state, batch.image_sizes, (96, 96))
     for own, expected in zip(found, _torchvision_detections(detector, pictures), strict=True):
         assert own.keys() == expected.keys()
         assert len(own["boxes"]) > 0
@@ -113,7 +114,7 @@ def test_all_images_at_once_give_torchvisions_detections(
         monkeypatch.setattr(head, "topk_candidates", topk)
         monkeypatch.setattr(head, "detections_per_img", most)
         state = _random_outputs(len(sizes), classes, padded, kind, seed)
-        expected = detect(head, state, sizes, padded)
+        expected = FCOSArchitecture(head).detect(state, sizes, padded)
         some = detections(head, candidates(head, state, sizes, padded))
         assert len(some) == len(expected) == len(sizes)
         for one, other in zip(some, expected, strict=True):

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit, log_softmax
+from scipy.special import expit, log_softmax, softmax
 from tiny_task import Distilled, TinyTask
 from torch import Tensor
 
 from hsq_env.distillation.akd import (
     AKD,
+    Places,
     box_divergence,
     centerness_divergence,
     channel_divergence,
@@ -123,9 +124,50 @@ def test_terms_are_weighted_by_the_teachers_confidence() -> None:
 
 def test_confidence_is_the_highest_class() -> None:
     found = teacher_confidence([Distilled("cls", "logits", torch.tensor([[[0.0, 2.0], [-1.0, -3.0]]]))])
-    assert found is not None
-    np.testing.assert_allclose(found.numpy(), [[expit(2.0), expit(-1.0)]], rtol=1e-6)
-    assert teacher_confidence([Distilled("p", "pixels", torch.zeros(1, 1, 1, 1))]) is None
+    assert set(found) == {2}
+    np.testing.assert_allclose(found[2].numpy(), [[expit(2.0), expit(-1.0)]], rtol=1e-6)
+    assert teacher_confidence([Distilled("p", "pixels", torch.zeros(1, 1, 1, 1))]) == {}
+
+
+def test_confidence_of_one_class_out_of_all_leaves_the_background_out() -> None:
+    logits = draw(50, 2, 3, 4)
+    found = teacher_confidence([Distilled("cls", "categories", logits)])
+    np.testing.assert_allclose(found[3].numpy(), 1 - softmax(logits.numpy(), axis=-1)[..., 0], rtol=1e-5)
+
+
+def test_outputs_of_two_stages_are_weighted_by_their_own_confidence() -> None:
+    """Anchors and proposals side by side: what divides each term is the confidence of its own stage."""
+    student, teacher = (
+        [
+            Distilled("objectness", "logits", draw(seed, 2, 5, 1)),
+            Distilled("deltas", "boxes", draw(seed + 1, 2, 5, 4)),
+            Distilled("cls", "categories", draw(seed + 2, 6, 1, 3)),
+            Distilled("boxes", "boxes", draw(seed + 3, 6, 1, 4)),
+        ]
+        for seed in (60, 70)
+    )
+    terms = AKD(temperature=2.0).terms(student, teacher)
+    first = expit(teacher[0].tensor.numpy()).max(axis=-1)
+    second = 1 - softmax(teacher[2].tensor.numpy(), axis=-1)[..., 0]
+    boxes = [
+        (np.abs(student[i].tensor.numpy() - teacher[i].tensor.numpy()).mean(axis=-1) * weight).sum() / weight.sum()
+        for i, weight in ((1, first), (3, second))
+    ]
+    p, q = (softmax(items[2].tensor.numpy() / 2, axis=-1) for items in (teacher, student))
+    assert terms["boxes"].item() == pytest.approx(np.mean(boxes), rel=1e-4)
+    assert terms["categories"].item() == pytest.approx(4 * (p * np.log(p / q)).sum() / second.sum(), rel=1e-4)
+
+
+def test_places_with_several_anchors_are_weighed_alike() -> None:
+    maps = [Distilled("p3", "features", torch.zeros(1, 2, 2, 2)), Distilled("p4", "features", torch.zeros(1, 2, 1, 1))]
+    places = Places(maps)
+    divergence = torch.arange(15.0)[None]  # five places of three anchors
+    weights = torch.tensor([[[0.5, 1.5], [1.5, 0.5]]])
+    expected = divergence.reshape(1, 5, 3) * torch.tensor([0.5, 1.5, 1.5, 0.5, 1.0])[None, :, None]
+    assert torch.equal(places.weighted(divergence, weights), expected.flatten(1))
+    found = places.maps(divergence)
+    assert [m.tolist() for m in found] == [[[[3.0, 12.0], [21.0, 30.0]]], [[[39.0]]]]
+    assert places.maps(torch.zeros(1, 7)) == []
 
 
 def test_without_logits_every_location_counts_alike() -> None:

@@ -17,11 +17,11 @@ from agents.export import Exported, export
 from agents.finetune import plan_of
 from agents.report import evaluate_file
 from detectors.coco import load_folder
-from detectors.detection import detect
 from detectors.errors import InputError
 from detectors.export import TraceableDetection
-from detectors.fcos import fcos_stages, run_stages
+from detectors.fcos import FCOSArchitecture, fcos_stages
 from detectors.shapes import CLASS_NAMES
+from detectors.stages import run_stages
 from detectors.task import DetectionTask
 from detectors.teacher import DetectorSpec, freeze
 from hsq_env.file import save_hsq
@@ -102,7 +102,7 @@ def test_detections_are_torchvisions(shapes_folder: Path, tmp_path: Path) -> Non
         assert padded.shape[2:] == sides and torch.equal(padded[..., : shape[0], : shape[1]], images)
         with torch.no_grad():
             state = run_stages(fcos_stages(detector), {"images": padded})
-            expected = detect(detector, state, [shape], sides)[0]
+            expected = FCOSArchitecture(detector).detect(state, [shape], sides)[0]
             found = around.finish(detector, state, images)
         assert len(expected["scores"]) > 0
         assert all(torch.equal(found[name], value) for name, value in expected.items())

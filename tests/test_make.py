@@ -19,6 +19,18 @@ from hsq_env.make import ENV_ARGUMENTS, RESTORATION_ARGUMENTS, TASK_ARGUMENTS, m
 IDS = {
     "HSQ-ResNet50-v0": gym.spaces.Discrete(12),
     "HSQ-ResNet50-Continuous-v0": gym.spaces.Box(-1, 1, (2,)),
+    **{
+        f"HSQ-{name}-v0": gym.spaces.Discrete(12)
+        for name in (
+            "FCOS-ResNet50",
+            "RetinaNet-ResNet50",
+            "RetinaNet-ResNet50V2",
+            "FasterRCNN-ResNet50",
+            "FasterRCNN-ResNet50V2",
+            "FasterRCNN-MobileNetV3",
+            "SSDLite",
+        )
+    },
     "HSQ-DnCNN-v0": gym.spaces.Discrete(12),
     "HSQ-EDSR-v0": gym.spaces.Discrete(12),
     "HSQ-SRResNet-v0": gym.spaces.Discrete(12),

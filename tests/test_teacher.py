@@ -10,9 +10,9 @@ from safetensors.torch import save
 from torchvision.models.detection import FCOS
 
 from detectors.errors import InputError
-from detectors.fcos import fcos_stages, head_outputs, run_stages
+from detectors.fcos import fcos_stages, head_outputs
+from detectors.stages import run_stages
 from detectors.teacher import (
-    DETECTORS,
     FORMAT,
     DetectorSpec,
     freeze,
@@ -21,6 +21,7 @@ from detectors.teacher import (
     teacher_bytes,
     write_atomically,
 )
+from detectors.zoo import ZOO
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", ("cell", "plate", "other"), level_scale=0.25, min_size=64, max_size=96)
 
@@ -83,11 +84,11 @@ def test_loaded_teacher_is_frozen(content: bytes, tmp_path: Path) -> None:
 
 
 def test_spec_survives_json() -> None:
-    assert spec_from_json(json.loads(json.dumps(asdict(SPEC)))) == SPEC
+    assert spec_from_json(json.loads(json.dumps(SPEC.as_json()))) == SPEC
 
 
 def test_unknown_detector_is_told_the_known_ones() -> None:
-    with pytest.raises(InputError, match=f"Unknown detector 'yolo': known are {', '.join(DETECTORS)}"):
+    with pytest.raises(InputError, match=f"Unknown detector 'yolo': known are {', '.join(ZOO)}"):
         DetectorSpec("yolo", ("cell",)).build()
 
 

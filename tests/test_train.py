@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from detectors import train
+from detectors.architecture import architecture_of
 from detectors.coco import Batch, CocoSplit, load_folder
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
+from detectors.fcos import FCOSArchitecture
 from detectors.metric import quiet_coco
 from detectors.shapes import CLASS_NAMES
 from detectors.teacher import DetectorSpec, load_teacher, write_atomically
-from detectors.train import augmented_batch, fcos_losses, train_teacher
+from detectors.train import augmented_batch, train_teacher
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=64)
 
@@ -51,7 +53,7 @@ def test_losses_equal_torchvisions(splits: dict[str, CocoSplit]) -> None:
     model = SPEC.build().train()
     split = splits["train"]
     image_ids = split.image_ids[:3]
-    losses = fcos_losses(model, split.batch(image_ids))
+    losses = architecture_of(model).training_losses(model, split.batch(image_ids))
     images = [split.pixels(i).float() / 255 for i in image_ids]  # 64 x 64: torchvision neither resizes nor pads them
     expected = model(images, [split.target(i) for i in image_ids])
     assert losses.keys() == expected.keys() == {"classification", "bbox_regression", "bbox_ctrness"}
@@ -170,10 +172,10 @@ def test_damaged_checkpoint_is_refused(splits: dict[str, CocoSplit], tmp_path: P
 def test_diverged_training_is_told(
     splits: dict[str, CocoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def infinite(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    def infinite(self: FCOSArchitecture, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         return {"classification": torch.tensor(float("inf"))}
 
-    monkeypatch.setattr(train, "fcos_losses", infinite)
+    monkeypatch.setattr(FCOSArchitecture, "training_losses", infinite)
     with pytest.raises(InputError, match="became infinite or NaN: lower --learning-rate"):
         _train(splits, tmp_path / "teacher")
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ def teacher(
     image_size: int | None = None,
     level_scale: float | None = None,
     score_thresh: float = 0.1,
+    proposals: int | None = None,
     train_images: int = 8000,
     vertical_flip: bool = False,
     bfloat16: bool = False,
@@ -36,7 +37,9 @@ def teacher(
 
     :param out: the file to write, FP32 safetensors with batch norm folded
     :param dataset: "shapes", or a COCO-layout folder; for a restorer "photos", or a folder of images
-    :param detector: fcos_resnet50 or fcos_resnet50_quarter (the default for "shapes")
+    :param detector: fcos_resnet50 (the default), fcos_resnet50_quarter (the default for "shapes"), or a detector of
+        torchvision's: retinanet_resnet50_fpn, fasterrcnn_resnet50_fpn, both also with _v2,
+        fasterrcnn_mobilenet_v3_large_320_fpn, ssdlite320_mobilenet_v3_large
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param epochs: passes over the training split
     :param cycles: rises and falls of the learning rate, each half as high as the one before
@@ -46,6 +49,8 @@ def teacher(
     :param level_scale: object sizes per pyramid level over those that suit 800-pixel images; by default the power of
         two nearest to 1.5 times image size over 800
     :param score_thresh: detections below are dropped; lower ones cost time and hardly change mAP
+    :param proposals: boxes per image that the second stage of a Faster R-CNN classifies; torchvision's 1000, or 150 for
+        MobileNet, if not given, of which small images need fewer
     :param train_images: how many "shapes" to draw for training
     :param vertical_flip: augment with vertical flips too
     :param bfloat16: convolutions in bfloat16: twice as fast on processors with AMX and on GPUs
@@ -90,6 +95,7 @@ def teacher(
         level_scale=level_scale,
         score_thresh=score_thresh,
         train_images=train_images,
+        proposals=proposals,
         splits=splits,
         epochs=epochs,
         cycles=cycles,

@@ -34,6 +34,18 @@ def logits_divergence(student: Tensor, teacher: Tensor, temperature: float) -> T
     return divergence.sum(dim=-1) * temperature**2
 
 
+def categories_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of one categorical variable per location (Hinton et al. 2015), times T^2 as above.
+
+    :param student: (N, L, classes), logits, the background's first
+    :param teacher: the same shape
+    :param temperature: > 0
+    :return: (N, L), non-negative up to rounding
+    """
+    log_p, log_q = (F.log_softmax(logits / temperature, dim=-1) for logits in (teacher, student))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1) * temperature**2
+
+
 def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Channel-wise KL divergence of feature maps (Shu et al. 2021, arXiv 2011.13256, equation 3), mean over channels.
 
@@ -70,21 +82,36 @@ def pixel_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().mean(dim=1)
 
 
-def teacher_confidence(distilled: Sequence[Distilled]) -> Tensor | None:
-    """The highest class probability per location (N, L), or None where no logits are distilled."""
+def teacher_confidence(distilled: Sequence[Distilled]) -> dict[int, Tensor]:
+    """How likely the teacher holds each location to be an object, (N, L) by L: outputs of one stage have one L.
+
+    The highest class probability, or one less the background's.
+    """
+    found: dict[int, Tensor] = {}
     for item in distilled:
         if item.kind == "logits":
-            return item.tensor.sigmoid().amax(dim=-1)
-    return None
+            found.setdefault(item.tensor.shape[1], item.tensor.sigmoid().amax(dim=-1))
+        elif item.kind == "categories":
+            found.setdefault(item.tensor.shape[1], 1 - item.tensor.softmax(dim=-1)[..., 0])
+    return found
 
 
 # How a student is judged. benchmarks/judging.py compares weights by the plans that integer programs make of them; it is
 # not finished, and these are not settled.
-JUDGING_WEIGHTS = {"logits": 1.0, "boxes": 10.0, "centerness": 10.0, "features": 0.1, "pixels": 1.0}
+JUDGING_WEIGHTS = {
+    "logits": 1.0,
+    "categories": 1.0,
+    "boxes": 10.0,
+    "centerness": 10.0,
+    "features": 0.1,
+    "pixels": 1.0,
+}
 
 
 class Places:
     """Where the locations of a detector's outputs lie: row by row on the pyramid's maps, one after the other.
+
+    Where a detector has several anchors per place, all of a place follow each other.
 
     :param distilled: whose "features", if any, have the sizes of those maps
     """
@@ -95,12 +122,15 @@ class Places:
         self.counts = [height * width for height, width in self.sizes]
 
     def maps(self, divergence: Tensor) -> list[Tensor]:
-        """A divergence per location (N, L) as maps (N, H, W); one that is a map already; none if it has no places."""
+        """A divergence per location (N, L) as maps (N, H, W); one that is a map already; none if it has no places.
+
+        Several anchors of a place are summed.
+        """
         if divergence.dim() == 3:
             return [divergence]
-        if divergence.shape[1] != sum(self.counts):
+        if not self._anchors(divergence):
             return []
-        parts = divergence.split(self.counts, dim=1)
+        parts = divergence.unflatten(1, (sum(self.counts), -1)).sum(dim=2).split(self.counts, dim=1)
         return [part.unflatten(1, size) for part, size in zip(parts, self.sizes, strict=True)]
 
     def weighted(self, divergence: Tensor, weights: Tensor) -> Tensor:
@@ -111,9 +141,16 @@ class Places:
         """
         if divergence.dim() == 3:
             return divergence * spread_over(weights, divergence.shape[1], divergence.shape[2])
-        if divergence.shape[1] != sum(self.counts):
+        anchors = self._anchors(divergence)
+        if not anchors:
             return divergence
-        return divergence * torch.cat([spread_over(weights, *size).flatten(1) for size in self.sizes], dim=1)
+        spread = torch.cat([spread_over(weights, *size).flatten(1) for size in self.sizes], dim=1)
+        return divergence * spread.repeat_interleave(anchors, dim=1)
+
+    def _anchors(self, divergence: Tensor) -> int:
+        """How many anchors a place has; 0 if the locations of (N, L) are no places of the maps."""
+        places = sum(self.counts)
+        return 0 if not places or divergence.shape[1] % places else divergence.shape[1] // places
 
 
 @dataclass(frozen=True)
@@ -128,7 +165,14 @@ class AKD:
     temperature: float = 2.0
     feature_temperature: float = 1.0
     weights: dict[str, float] = field(
-        default_factory=lambda: {"logits": 0.3, "boxes": 10.0, "centerness": 5.0, "features": 0.3, "pixels": 1.0}
+        default_factory=lambda: {
+            "logits": 0.3,
+            "categories": 0.3,
+            "boxes": 10.0,
+            "centerness": 5.0,
+            "features": 0.3,
+            "pixels": 1.0,
+        }
     )
 
     def terms(
@@ -139,7 +183,8 @@ class AKD:
         Terms over locations are weighted by the teacher's confidence and divided by its sum, as a detector's own
         losses are divided by the number of foreground locations; class logits count everywhere, since background
         must stay background, and are divided by the same sum. Feature terms are summed over space and averaged over
-        images and maps.
+        images and maps. A detector with two stages has outputs of both, each weighted by its own stage's confidence;
+        items of one kind are averaged.
 
         :param weights: of places, (N, grid, grid), mean 1 over every image; all alike when None
         """
@@ -170,6 +215,7 @@ class AKD:
     def _divergence(self, kind: str) -> Callable[[Tensor, Tensor], Tensor]:
         return {
             "logits": lambda s, t: logits_divergence(s, t, self.temperature),
+            "categories": lambda s, t: categories_divergence(s, t, self.temperature),
             "features": lambda s, t: channel_divergence(s, t, self.feature_temperature),
             "boxes": box_divergence,
             "centerness": centerness_divergence,
@@ -177,11 +223,16 @@ class AKD:
         }[kind]
 
     @staticmethod
-    def _reduced(kind: str, maps: Sequence[Tensor], confidence: Tensor | None) -> Tensor:
+    def _reduced(kind: str, maps: Sequence[Tensor], confidences: dict[int, Tensor]) -> Tensor:
         if kind == "features":
             return torch.stack([m.flatten(1).sum(dim=1).mean() for m in maps]).mean()
-        if kind == "pixels" or confidence is None:
-            return torch.stack([m.mean() for m in maps]).mean()
-        total = confidence.sum().clamp_min(SMALLEST_WEIGHT)
-        weight = torch.ones_like(confidence) if kind == "logits" else confidence
-        return torch.stack([(m * weight).sum() / total for m in maps]).mean()
+        reduced = []
+        for m in maps:
+            confidence = None if kind == "pixels" else confidences.get(m.shape[1])
+            if confidence is None:
+                reduced.append(m.mean())
+                continue
+            total = confidence.sum().clamp_min(SMALLEST_WEIGHT)
+            weight = torch.ones_like(confidence) if kind in ("logits", "categories") else confidence
+            reduced.append((m * weight).sum() / total)
+        return torch.stack(reduced).mean()
