@@ -181,7 +181,7 @@ def make_batch(
     return Batch(images, sizes, tuple(image_ids), tuple(targets))
 
 
-def _resized(image: Tensor, min_size: int, max_size: int, preparation: Preparation) -> Tensor:
+def _resized(image: Tensor, min_size: int, max_size: int, preparation: Preparation = USUAL) -> Tensor:
     """Bilinear, the shorter side to ``min_size`` unless the longer would exceed ``max_size``."""
     height, width = image.shape[1:]
     factor = min(min_size / min(height, width), max_size / max(height, width))

@@ -6,6 +6,7 @@ runs on the teacher's best proposals; classes and boxes are distilled and learne
 student's own proposals, which are run on where no gradients are wanted.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,11 +150,17 @@ def _run_roi_outputs(model: FasterRCNN, state: State) -> State:
     return result
 
 
+def _apart(model: FasterRCNN) -> FasterRCNN:
+    """A model of its own with the very tensors of another: who watches one's modules does not see the other run."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
 class TeacherProposals:
     """The teacher's best proposals for images, and the class that it gives each; kept while the images exist."""
 
     def __init__(self, teacher: FasterRCNN) -> None:
-        self._teacher = teacher
+        self._teacher = _apart(teacher)
         self._kept = WeakTensorKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:

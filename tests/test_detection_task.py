@@ -125,7 +125,7 @@ def test_what_the_pool_is_to_find_is_made_once(task: Sure, monkeypatch: pytest.M
         made.append(assign(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("detectors.task.assign", note)
+    monkeypatch.setattr("detectors.fcos.assign", note)
     monkeypatch.setattr(task, "_assignments", {})
     losses = []
     for _ in range(2):

@@ -281,6 +281,7 @@ def test_a_student_equals_its_teacher_until_it_is_compressed(name: str, shapes_f
     infos = trace_layers(task)
     wanted = [n for n, m in task.teacher.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert sorted(info.name for info in infos) == sorted(wanted)
+    assert len({info.block for info in infos}) > 15 and "proposals" not in {info.block for info in infos}
     student, batch, criterion = Student(task, infos), task.evaluation("search")[0], AKD()
     with torch.no_grad():
         teacher = task.distilled(run_stages(task.stages(task.teacher), {"images": batch.images}))
@@ -326,7 +327,7 @@ def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_two_episodes(name: str, shapes_folder: Path) -> None:
     """A search by chance on eight images: every layer of every detector takes choices, and the size is kept."""
-    env = HSQEnv(task_of(name, shapes_folder), finetune_steps=1, target_ratio=6.0)
+    env = HSQEnv(task_of(name, shapes_folder), bits=(2, 8), sparsities=(0.0,), finetune_steps=1, target_ratio=6.0)
     env.action_space.seed(0)
     for episode in range(2):
         env.reset(seed=episode)
@@ -334,7 +335,7 @@ def test_two_episodes(name: str, shapes_folder: Path) -> None:
         while not done:
             _, reward, done, _, info = env.step(env.action_space.sample())
             assert reward == reward
-        assert info["ratio"] == pytest.approx(6.0, rel=0.1)
+        assert info["ratio"] > 5.9
 
 
 def test_a_teacher_file_keeps_how_images_are_prepared(tmp_path: Path) -> None:
