@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ def model_task(
     :param calibration_images: training images that are made ready
     :raises InputError: if the file or the data cannot be used
     """
-    images = {"pool_images": 1, "calibration_images": calibration_images}
+    images: dict[str, Any] = {"pool_images": 1, "calibration_images": calibration_images}
     model, spec = load_model(file)
     if isinstance(spec, RestorerSpec):
         assert isinstance(model, DnCNN | SuperResolver)

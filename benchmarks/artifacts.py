@@ -178,8 +178,17 @@ def full_width_task(folder: Path, side: int = SIDE) -> DetectionTask:
     freeze(model)
     write_shapes(folder, {"train": 8, "val": 2, "test": 2})
     splits = load_folder(folder, CLASS_NAMES, side, side)
-    few = {"search_images": 2, "test_images": 2, "pool_images": 2, "calibration_images": 4}
-    return DetectionTask("full width", model, spec, splits, batch_size=2, **few)
+    return DetectionTask(
+        "full width",
+        model,
+        spec,
+        splits,
+        search_images=2,
+        test_images=2,
+        pool_images=2,
+        calibration_images=4,
+        batch_size=2,
+    )
 
 
 def quantized(task: DetectionTask, plan: str, pattern: str = "unstructured") -> Student:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 
-from detectors.architecture import Distillable, architecture_of
+from detectors.architecture import Architecture, Distillable, architecture_of
 from detectors.cache import cache_folder
 from detectors.coco import Batch, CocoSplit, check_folder, load_folder
 from detectors.detection import Candidates, candidates, coco_rows, detections, detections_map
@@ -37,6 +37,7 @@ class DetectionTask:
     :param calibration_images: training images for activation ranges and sensitivities
     :param batch_size: of fine-tuning and evaluation
     :param seed: of the long fine-tuning's batches
+    :param architecture: what HSQ has to know of a detector of one's own; found by itself for torchvision's
     """
 
     metric_name = "mAP"
@@ -53,6 +54,7 @@ class DetectionTask:
         calibration_images: int = 16,
         batch_size: int = 8,
         seed: int = 0,
+        architecture: Architecture | None = None,
     ) -> None:
         for role, split in splits.items():
             if not len(split):
@@ -62,7 +64,7 @@ class DetectionTask:
         # channels last suits tensor cores; on a CPU it changed little
         self._layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.teacher: Any = teacher.to(self.device).to(memory_format=self._layout)
-        self._architecture = architecture_of(self.teacher)
+        self._architecture = architecture or architecture_of(self.teacher)
         limits = {"search": search_images, "test": test_images}
         self._splits = {role: splits[role].first(n) if n else splits[role] for role, n in limits.items()}
         self._train = splits["train"]

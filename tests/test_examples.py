@@ -16,6 +16,8 @@ from torchvision.transforms.functional import to_tensor
 
 from agents.explore import SearchLog
 from agents.find import Explorer
+from agents.search import search
+from detectors.backbone import fold_batch_norm
 from detectors.coco import load_folder
 from detectors.export import TraceableDetection
 from detectors.shapes import CLASS_NAMES
@@ -23,7 +25,7 @@ from detectors.task import DetectionTask, detection_task
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
-from hsq_env.file import save_hsq
+from hsq_env.file import load_hsq, save_hsq
 from hsq_env.onnx_file import onnx_bytes, with_metadata
 from hsq_env.student import Student, trace_layers
 
@@ -116,3 +118,25 @@ def test_rl_zoo3_trains_with_the_file(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert list((tmp_path / "logs" / "dqn").glob("HSQ-Tiny-v0_*/HSQ-Tiny-v0.zip"))
+
+
+def test_a_detector_of_ones_own_joins_by_its_adapter(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained for a few steps on a few images: it learns, it is searched, its file holds it."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    example = importlib.import_module("examples.own_detector")
+    splits = load_folder(shapes_folder, CLASS_NAMES, example.SIDE, example.SIDE)
+    few = {"search_images": 4, "test_images": 4, "pool_images": 4, "calibration_images": 4, "batch_size": 4}
+    fresh, task = (example.own_task(steps, splits, **few) for steps in (1, 20))
+    batch = task.evaluation("search")[0]
+    losses = [t.task_loss(outputs(t, t.teacher, batch.images), batch).item() for t in (fresh, task)]
+    assert losses[1] < 0.95 * losses[0]
+    result = search(task, tmp_path / "run", Explorer("greedy"), 6.0, finetune_steps=2, say=lambda line: None)
+    assert result["methods"]["hsq"]["ratio"] >= 6.0
+    assert len(Plan.read(tmp_path / "run" / "plan.json").layers) == 8
+    model = example.OneShot(len(CLASS_NAMES))
+    load_hsq(tmp_path / "run" / "model.hsq", fold_batch_norm(model))
+    with torch.no_grad():
+        found = task.predictions(outputs(task, freeze(model), batch.images), batch)
+    assert len(found) == 4 and all(row.keys() == {"boxes", "scores", "labels"} for row in found)
