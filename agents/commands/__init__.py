@@ -4,7 +4,7 @@ from typing import Any
 
 from agents.commands.models import bench, evaluate, export, info, latency, leaderboard, monitor, validate
 from agents.commands.search import search
-from agents.commands.training import finetune, shapes, teacher
+from agents.commands.training import data, finetune, shapes, teacher
 
 COMMANDS: dict[str, Any] = {
     "search": search,
@@ -19,4 +19,5 @@ COMMANDS: dict[str, Any] = {
     "finetune": finetune,
     "teacher": teacher,
     "shapes": shapes,
+    "data": data,
 }

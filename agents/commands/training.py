@@ -1,7 +1,9 @@
-"""Commands that train without a search: ``hsq teacher``, ``finetune``; and ``hsq shapes``."""
+"""Commands that train without a search: ``hsq teacher``, ``finetune``; and for data: ``hsq shapes``, ``data``."""
 
 from pathlib import Path
 from typing import Literal
+
+from tyro.conf import Positional
 
 
 def teacher(
@@ -193,3 +195,17 @@ def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: 
     from detectors.shapes import write_shapes
 
     print(f"wrote {write_shapes(out, {'train': train, 'val': val, 'test': test}, seed)}")
+
+
+def data(what: Positional[Literal["coco"]], out: Path, splits: tuple[str, ...] = ("val2017", "train2017")) -> None:
+    """Fetch COCO 2017's images and boxes as a COCO-layout folder; called again, it goes on where it stopped.
+
+    Example: hsq data coco --out coco/ --splits val2017
+
+    :param what: "coco", the only one so far
+    :param out: the folder, with room for 40 GB, or for 2 GB with val2017 alone
+    :param splits: of val2017 and train2017
+    """
+    from detectors.download import fetch_coco
+
+    print(f"fetched {what} to {fetch_coco(out, splits)}")
