@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ SPLIT_NAMES = {
     "search": ("val2017", "val", "valid", "validation"),
     "test": ("test2017", "test"),
 }
+MOST_KEPT = 4 << 30  # bytes of decoded images of a split
 HOLD_OUT = 10  # every tenth training image serves as search split where only train and val exist
 
 
@@ -69,7 +70,9 @@ class Batch:
 
 
 class CocoSplit:
-    """One split of a folder: annotations in memory, images decoded and resized when first asked for, then kept.
+    """One split of a folder: annotations in memory, images decoded and resized when first asked for.
+
+    Images are kept until they take ``MOST_KEPT`` bytes; those that come later are decoded whenever they are asked for.
 
     :param folder: where the images lie
     :param truth: the annotations of exactly the images that count
@@ -93,6 +96,8 @@ class CocoSplit:
         self.image_ids: list[int] = sorted(truth.imgs)
         self.category_of_label = {label: category for category, label in labels.items()}
         self._pixels: dict[int, Tensor] = {}
+        self._kept = 0  # bytes of them
+        self._sides: dict[int, tuple[int, int]] = {}  # height and width of all that were ever looked at
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -114,23 +119,26 @@ class CocoSplit:
 
     def pixels(self, image_id: int) -> Tensor:
         """The resized image, (3, H, W), from 0 to 255: uint8, or float32 where torchvision's resizing made it."""
-        if image_id not in self._pixels:
-            path = self.folder / self.truth.imgs[image_id]["file_name"]
-            try:
-                with Image.open(path) as image:
-                    array = np.asarray(image.convert("RGB"))
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"The image {path} cannot be read ({error}): replace it or remove its entry."
-                ) from error
-            original = torch.from_numpy(array.copy()).permute(2, 0, 1)
-            self._pixels[image_id] = _resized(original, self.min_size, self.max_size, self.preparation)
-        return self._pixels[image_id]
+        if image_id in self._pixels:
+            return self._pixels[image_id]
+        path = self.folder / self.truth.imgs[image_id]["file_name"]
+        try:
+            with Image.open(path) as image:
+                array = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"The image {path} cannot be read ({error}): replace it or remove its entry.") from error
+        original = torch.from_numpy(array.copy()).permute(2, 0, 1)
+        resized = _resized(original, self.min_size, self.max_size, self.preparation)
+        self._sides[image_id] = resized.shape[1], resized.shape[2]
+        if self._kept + resized.nbytes <= MOST_KEPT:
+            self._pixels[image_id] = resized
+            self._kept += resized.nbytes
+        return resized
 
     def scale(self, image_id: int) -> tuple[float, float]:
         """Resized over original (width, height)."""
         info = self.truth.imgs[image_id]
-        _, height, width = self.pixels(image_id).shape
+        height, width = self._sides[image_id] if image_id in self._sides else self.pixels(image_id).shape[1:]
         return width / info["width"], height / info["height"]
 
     def target(self, image_id: int) -> dict[str, Tensor]:
@@ -147,9 +155,13 @@ class CocoSplit:
         pixels = [self.pixels(i) for i in image_ids]
         return make_batch(pixels, [self.target(i) for i in image_ids], image_ids, self.preparation)
 
+    def chunks(self, batch_size: int) -> list[list[int]]:
+        """All image ids in order, in lists as long as a batch."""
+        return [self.image_ids[i : i + batch_size] for i in range(0, len(self), batch_size)]
+
     def batches(self, batch_size: int) -> list[Batch]:
         """The whole split in order of image id."""
-        return [self.batch(self.image_ids[i : i + batch_size]) for i in range(0, len(self), batch_size)]
+        return [self.batch(ids) for ids in self.chunks(batch_size)]
 
     def to_coco(self, image_id: int, detection: dict[str, Tensor]) -> list[dict[str, Any]]:
         """torchvision's detections of one image, in resized pixels, as COCO results in original pixels."""
@@ -162,6 +174,31 @@ class CocoSplit:
             for box, score, label in rows
             if label in self.category_of_label
         ]
+
+
+class LazyBatches(Sequence[Batch]):
+    """A split's batches, made whenever they are asked for: for splits that memory does not hold.
+
+    :param device: where they are put
+    :param layout: of the images in memory
+    """
+
+    def __init__(self, split: CocoSplit, batch_size: int, device: torch.device, layout: torch.memory_format) -> None:
+        self._split, self._chunks, self._device, self._layout = split, split.chunks(batch_size), device, layout
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._split.batch(self._chunks[index]).to(self._device, self._layout)
 
 
 def make_batch(

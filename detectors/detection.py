@@ -10,7 +10,7 @@ from torchvision.models.detection import FCOS
 from torchvision.ops import batched_nms
 
 from detectors.architecture import anchors_of, architecture_of, places_of
-from detectors.coco import Batch, CocoSplit
+from detectors.coco import CocoSplit
 from detectors.metric import mean_average_precision
 from detectors.stages import State, run_stages
 
@@ -103,20 +103,26 @@ def _suppressed(model: FCOS, boxes: Tensor, scores: Tensor, labels: Tensor) -> d
 
 
 def detections_map(
-    split: CocoSplit, batches: Sequence[Batch], detections: Sequence[Sequence[dict[str, Tensor]]]
+    split: CocoSplit, image_ids: Sequence[Sequence[int]], detections: Sequence[Sequence[dict[str, Tensor]]]
 ) -> float:
-    """mAP@[.50:.95] of detections that were made batch by batch."""
-    return mean_average_precision(split.truth, coco_rows(split, batches, detections), split.image_ids)
+    """mAP@[.50:.95] of detections that were made batch by batch.
+
+    :param image_ids: of every batch
+    """
+    return mean_average_precision(split.truth, coco_rows(split, image_ids, detections), split.image_ids)
 
 
 def coco_rows(
-    split: CocoSplit, batches: Sequence[Batch], detections: Sequence[Sequence[dict[str, Tensor]]]
+    split: CocoSplit, image_ids: Sequence[Sequence[int]], detections: Sequence[Sequence[dict[str, Tensor]]]
 ) -> list[dict[str, Any]]:
-    """Detections that were made batch by batch as COCO results."""
+    """Detections that were made batch by batch as COCO results.
+
+    :param image_ids: of every batch
+    """
     return [
         row
-        for batch, found in zip(batches, detections, strict=True)
-        for image_id, detection in zip(batch.image_ids, found, strict=True)
+        for ids, found in zip(image_ids, detections, strict=True)
+        for image_id, detection in zip(ids, found, strict=True)
         for row in split.to_coco(image_id, detection)
     ]
 
@@ -127,11 +133,10 @@ def evaluate_detector(model: nn.Module, split: CocoSplit) -> float:
     architecture = architecture_of(model)
     stages = architecture.stages(model)
     device = next(model.parameters()).device
-    batches, found = [], []
-    for start in range(0, len(split), EVALUATION_BATCH):
-        batch = split.batch(split.image_ids[start : start + EVALUATION_BATCH])
+    chunks, found = split.chunks(EVALUATION_BATCH), []
+    for ids in chunks:
+        batch = split.batch(ids)
         state = run_stages(stages, {"images": batch.images.to(device)})
         padded = (batch.images.shape[2], batch.images.shape[3])
         found.append(architecture.detect(state, batch.image_sizes, padded))
-        batches.append(Batch(torch.empty(0), batch.image_sizes, batch.image_ids, ()))
-    return detections_map(split, batches, found)
+    return detections_map(split, chunks, found)

@@ -11,7 +11,7 @@ from torchvision.models.detection import FCOS
 
 from detectors.architecture import Architecture, Distillable, architecture_of
 from detectors.cache import cache_folder
-from detectors.coco import Batch, CocoSplit, check_folder, load_folder
+from detectors.coco import MOST_KEPT, Batch, CocoSplit, LazyBatches, check_folder, load_folder
 from detectors.detection import Candidates, candidates, coco_rows, detections, detections_map
 from detectors.errors import InputError
 from detectors.metric import QuickMAP
@@ -70,7 +70,7 @@ class DetectionTask:
         self._train = splits["train"]
         self._pool = self._batches(self._train.first(pool_images))
         self._calibration = self._batches(self._train.first(calibration_images))
-        self._evaluation: dict[str, list[Batch]] = {}
+        self._evaluation: dict[str, Sequence[Batch]] = {}
         self._quick_map: QuickMAP | None = None
         self._assignments: dict[int, Any] = {}  # by place in the pool
 
@@ -98,10 +98,12 @@ class DetectionTask:
             self.device, self._layout
         )
 
-    def evaluation(self, split: str) -> list[Batch]:
-        """All batches of "search" or "test"."""
+    def evaluation(self, split: str) -> Sequence[Batch]:
+        """All batches of "search" or "test"; made anew each time where memory would not hold them."""
         if split not in self._evaluation:
-            self._evaluation[split] = self._batches(self._splits[split])
+            lazy = LazyBatches(self._splits[split], self.batch_size, self.device, self._layout)
+            too_many = lazy[0].images.nbytes * len(lazy) > MOST_KEPT
+            self._evaluation[split] = lazy if too_many else self._batches(self._splits[split])
         return self._evaluation[split]
 
     def task_loss(self, outputs: State, batch: Batch) -> Tensor:
@@ -135,7 +137,7 @@ class DetectionTask:
 
     def metric(self, predictions: Sequence[list[dict[str, Tensor]]], split: str) -> float:
         """mAP@[.50:.95]."""
-        return detections_map(self._splits[split], self.evaluation(split), predictions)
+        return detections_map(self._splits[split], self._splits[split].chunks(self.batch_size), predictions)
 
     def quick_predictions(self, outputs: State, batch: Batch) -> Candidates | list[dict[str, Tensor]]:
         """What ``quick_metric`` turns into detections; detections already for all but FCOS."""
@@ -149,7 +151,7 @@ class DetectionTask:
         if self._quick_map is None:
             self._quick_map = QuickMAP(split.truth, split.image_ids)
         found = [detections(self.teacher, p) if isinstance(p, Candidates) else p for p in predictions]
-        return self._quick_map(coco_rows(split, self.evaluation("search"), found))
+        return self._quick_map(coco_rows(split, split.chunks(self.batch_size), found))
 
     def describe(self) -> dict[str, Any]:
         """What ``detectors.teacher.spec_from_json`` turns back into a model."""

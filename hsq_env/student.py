@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from hsq_env.channels import ChannelGroup, channel_groups, channel_orders
 from hsq_env.choices import Choice, Plan
@@ -14,6 +15,7 @@ from hsq_env.layers import CompressedLayer, PackedLayer, Variant, make_compressi
 from hsq_env.quantizers import ActivationRange, activation_range
 from hsq_env.task import Batch, Stage, Task
 
+LONG = 50  # batches of an evaluation that show how far it is
 ACTIVATION_BITS = 8  # by default, whatever the weights have
 
 
@@ -342,9 +344,10 @@ def evaluate(task: Task, stages: Sequence[Stage], split: str) -> float:
 
 def predictions_of(task: Task, stages: Sequence[Stage], split: str) -> list[Any]:
     """What the metric needs to know, batch by batch."""
-    predictions = []
+    batches, predictions = task.evaluation(split), []
+    quiet = None if len(batches) >= LONG else True  # None: shown on a terminal
     with torch.no_grad():
-        for batch in task.evaluation(split):
+        for batch in tqdm(batches, f"{split} images", unit="batch", leave=False, disable=quiet):
             state: dict[str, Any] = {"images": batch.images}
             for stage in stages:
                 state = stage.run(state)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detectors.coco import IMAGE_MEAN, IMAGE_STD, class_names, load_folder, make_batch
+from detectors.coco import IMAGE_MEAN, IMAGE_STD, LazyBatches, class_names, load_folder, make_batch
 from detectors.errors import InputError
 from detectors.metric import QuickMAP, mean_average_precision
 
@@ -411,3 +411,33 @@ def test_split_names_may_be_given(shapes_folder: Path, tmp_path: Path) -> None:
 def test_given_split_names_are_checked(shapes_folder: Path, names: list[str], told: str) -> None:
     with pytest.raises(InputError, match=told):
         load_folder(shapes_folder, split_names=names)
+
+
+def test_images_beyond_what_is_kept_are_decoded_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sides of all stay known: boxes are turned back into original pixels without another look."""
+    opened: list[str] = []
+    opens = Image.open
+
+    def note(path: Path) -> Image.Image:
+        opened.append(Path(path).name)
+        return opens(path)
+
+    monkeypatch.setattr("detectors.coco.Image.open", note)
+    split = load_folder(folder, min_size=HEIGHT)["train"]
+    first, second = split.image_ids[:2]
+    monkeypatch.setattr("detectors.coco.MOST_KEPT", split.pixels(first).nbytes)
+    assert torch.equal(split.pixels(second), split.pixels(second))
+    split.pixels(first)
+    split.scale(second)
+    assert len(opened) == 3  # the first once, the second twice
+
+
+def test_batches_that_are_made_when_asked_for_equal_those_that_are_kept(shapes_folder: Path) -> None:
+    split = load_folder(shapes_folder, min_size=64, max_size=96)["train"]
+    lazy = LazyBatches(split, 3, torch.device("cpu"), torch.contiguous_format)
+    kept = split.batches(3)
+    assert len(lazy) == len(kept) == 3 and [len(b.image_ids) for b in lazy] == [3, 3, 2]
+    for one, other in zip([*lazy[:2], lazy[-1]], kept, strict=True):
+        assert torch.equal(one.images, other.images) and one.image_ids == other.image_ids
+    with pytest.raises(IndexError):
+        _ = lazy[3]

@@ -13,7 +13,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
 from detectors.assignment import assign
-from detectors.coco import CocoSplit, load_folder
+from detectors.coco import CocoSplit, LazyBatches, load_folder
 from detectors.detection import detections as quick_detections
 from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
@@ -25,7 +25,7 @@ from hsq_env.file import load_hsq, save_hsq
 from hsq_env.judge import quick_form
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.states import run
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student, predictions_of, trace_layers
 from hsq_env.task import QuickMetric
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
@@ -253,3 +253,18 @@ def test_a_metric_of_ones_own_is_not_replaced_by_the_quick_form(task: Sure) -> N
     for kind, taken in ((Both, True), (Quicker, True), (type("Later", (Both,), {"metric": Sure.metric}), False)):
         made = kind.__new__(kind)
         assert (quick_form(made) is made) == taken
+
+
+def test_a_split_that_memory_does_not_hold_scores_the_same(
+    splits: dict[str, CocoSplit], task: Sure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few: dict[str, Any] = {"calibration_images": 2, "pool_images": 4, "batch_size": 2}
+    usual = DetectionTask("shapes", task.teacher, SPEC, splits, **few)
+    assert isinstance(usual.evaluation("test"), list)
+    monkeypatch.setattr("detectors.task.MOST_KEPT", 0)
+    small = DetectionTask("shapes", task.teacher, SPEC, splits, **few)
+    assert isinstance(small.evaluation("test"), LazyBatches)
+    found = [predictions_of(t, t.stages(t.teacher), "test") for t in (usual, small)]
+    for one, other in zip(*found, strict=True):
+        assert all(torch.equal(a[key], b[key]) for a, b in zip(one, other, strict=True) for key in a)
+    assert usual.metric(found[0], "test") == small.metric(found[1], "test")
