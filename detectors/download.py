@@ -1,6 +1,7 @@
 """COCO 2017 into a folder: archives that go on where they stopped, checked, unpacked file by file."""
 
 import hashlib
+import json
 import os
 import shutil
 import zipfile
@@ -14,11 +15,14 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from detectors.errors import InputError
+from detectors.subset import stratified
+from detectors.teacher import write_atomically
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without a byte
 SERVER = "http://images.cocodataset.org"
 ROOM = 256 << 20  # bytes that are to stay free
+WHOLE = "images_before_subset"  # key in annotations of which a part was kept: how many images there were
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def fetch_coco(
     archives: dict[str, Archive] | None = None,
     annotations: Archive = ANNOTATIONS,
     progress: bool = True,
+    images: int | None = None,
 ) -> Path:
     """Fetch COCO 2017's images and boxes; called again, it goes on where it stopped.
 
@@ -75,16 +80,22 @@ def fetch_coco(
     :param server: where the archives are
     :param archives: images by split; COCO's when None
     :param annotations: of all splits
+    :param images: how many of each split to keep, in which every category has its share; all when None
     :return: ``out``
     :raises InputError: if the disk is too small, the server does not answer, or an archive is not what it should be;
         what was fetched stays
     """
     out, known = Path(out), COCO if archives is None else archives
+    if images is not None and images < 2:
+        raise InputError(f"{images} images are too few for a split: give 2 or more (--images).")
     unknown = [split for split in splits if split not in known]
     if unknown or not splits:
         raise InputError(f"There is no split '{unknown[0] if unknown else ''}' to fetch: known are {', '.join(known)}.")
     wanted = [annotations, *(known[split] for split in dict.fromkeys(splits))]
     left = [archive for archive in wanted if not _marker(out, archive).exists()]
+    for archive in wanted[1:]:
+        if archive not in left:
+            _check_part(out, archive, images)
     try:
         out.mkdir(parents=True, exist_ok=True)
         _check_room(out, left)
@@ -92,7 +103,8 @@ def fetch_coco(
             path = out / archive.name
             if not path.exists():
                 _fetch(f"{server}/{archive.path}", path, archive, progress)
-            _unpack(path, out, archive, progress)
+            kept = None if images is None or archive is annotations else _part(out, archive, images)
+            _unpack(path, out, archive, progress, kept)
             _marker(out, archive).touch()
             path.unlink()
     except OSError as error:
@@ -171,11 +183,47 @@ def _md5(path: Path, progress: bool) -> str:
     return digest.hexdigest()
 
 
-def _unpack(path: Path, out: Path, archive: Archive, progress: bool) -> None:
-    """Write what is wanted of an archive; files that are there already in full stay."""
+def _annotations_of(out: Path, archive: Archive) -> Path:
+    return out / "annotations" / f"instances_{archive.wanted[0].rstrip('/')}.json"
+
+
+def _check_part(out: Path, archive: Archive, images: int | None) -> None:
+    """Refuse to call a folder finished that holds another part of a split than is asked for."""
+    data = json.loads(_annotations_of(out, archive).read_text())
+    found, whole = len(data["images"]), data.get(WHOLE, len(data["images"]))
+    if found != (whole if images is None else min(images, whole)):
+        asked = "all" if images is None else str(images)
+        split = archive.wanted[0].rstrip("/")
+        raise InputError(f"{out} has {found} images of {split} and not {asked}: give another folder.")
+
+
+def _part(out: Path, archive: Archive, images: int) -> set[str]:
+    """Leave so many images in the annotations of a split; the files that they name.
+
+    :raises InputError: if fewer are left there than wanted, by another call
+    """
+    split = archive.wanted[0].rstrip("/")
+    path = _annotations_of(out, archive)
+    data = json.loads(path.read_text())
+    whole = data.get(WHOLE, len(data["images"]))
+    if len(data["images"]) < min(images, whole):
+        _check_part(out, archive, images)
+    chosen = set(stratified(data["images"], data["annotations"], images))
+    data["images"] = [image for image in data["images"] if image["id"] in chosen]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in chosen]
+    write_atomically(path, json.dumps({**data, WHOLE: whole}).encode())
+    return {f"{split}/{image['file_name']}" for image in data["images"]}
+
+
+def _unpack(path: Path, out: Path, archive: Archive, progress: bool, kept: set[str] | None = None) -> None:
+    """Write what is wanted of an archive; files that are there already in full stay.
+
+    :param kept: names of the files to write; all that the archive's description wants when None
+    """
     try:
         with zipfile.ZipFile(path) as content:
             entries = [e for e in content.infolist() if not e.is_dir() and e.filename.startswith(archive.wanted)]
+            entries = [e for e in entries if kept is None or e.filename in kept]
             for entry in tqdm(entries, f"unpacking {path.name}", disable=not progress):
                 _unpack_entry(content, entry, out)
     except (zipfile.BadZipFile, EOFError) as error:

@@ -204,6 +204,42 @@ def test_names_that_lead_out_of_the_folder_are_refused(server: Server, coco: dic
     assert not (tmp_path / "evil.png").exists()
 
 
+def test_a_part_of_the_images(server: Server, coco: dict[str, Any], tmp_path: Path) -> None:
+    """Annotations and files of as many images; asked for more later, another folder is needed."""
+    names = [f"val2017_{i}.png" for i in range(1, 9)]
+    images = [{"id": i, "file_name": name, "width": 30, "height": 20} for i, name in enumerate(names, start=1)]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": 1 + (i > 6), "bbox": [1, 2, 10, 10], "iscrowd": 0} for i in range(1, 9)
+    ]
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "rare"}]
+    content = json.dumps({"images": images, "annotations": boxes, "categories": categories}).encode()
+    made, server.files["/annotations/boxes.zip"] = archive_of(
+        "annotations/boxes.zip",
+        {"annotations/instances_val2017.json": content},
+        ("annotations/instances_val2017.json",),
+    )
+    many, server.files["/zips/val2017.zip"] = archive_of(
+        "zips/val2017.zip", {f"val2017/{name}": picture(1) for name in names}, ("val2017/",)
+    )
+    given = {**coco, "annotations": made, "archives": {"val2017": many}}
+    fetch_coco(tmp_path, ["val2017"], images=4, **given)
+    for other, asked in ((None, "all"), (5, "5")):
+        with pytest.raises(InputError, match=f"has 4 images of val2017 and not {asked}: give another folder"):
+            fetch_coco(tmp_path, ["val2017"], images=other, **given)
+    data = json.loads((tmp_path / "annotations" / "instances_val2017.json").read_text())
+    assert len(data["images"]) == 4 and sorted(a["category_id"] for a in data["annotations"]) == [1, 1, 1, 2]
+    on_disk = sorted(p.name for p in (tmp_path / "val2017").iterdir())
+    assert on_disk == sorted(image["file_name"] for image in data["images"])
+    (tmp_path / ".val2017.zip.done").unlink()
+    fetch_coco(tmp_path, ["val2017"], images=4, **given)  # goes on with the same images
+    assert sorted(p.name for p in (tmp_path / "val2017").iterdir()) == on_disk
+    (tmp_path / ".val2017.zip.done").unlink()
+    with pytest.raises(InputError, match="has 4 images of val2017 and not 6: give another folder"):
+        fetch_coco(tmp_path, ["val2017"], images=6, **given)
+    with pytest.raises(InputError, match="1 images are too few"):
+        fetch_coco(tmp_path, ["val2017"], images=1, **given)
+
+
 def test_the_command_refuses_other_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["data", "coco", "--out", str(tmp_path / "coco"), "--splits", "test2017"])

@@ -197,7 +197,12 @@ def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: 
     print(f"wrote {write_shapes(out, {'train': train, 'val': val, 'test': test}, seed)}")
 
 
-def data(what: Positional[Literal["coco"]], out: Path, splits: tuple[str, ...] = ("val2017", "train2017")) -> None:
+def data(
+    what: Positional[Literal["coco"]],
+    out: Path,
+    splits: tuple[str, ...] = ("val2017", "train2017"),
+    images: int | None = None,
+) -> None:
     """Fetch COCO 2017's images and boxes as a COCO-layout folder; called again, it goes on where it stopped.
 
     Example: hsq data coco --out coco/ --splits val2017
@@ -205,7 +210,8 @@ def data(what: Positional[Literal["coco"]], out: Path, splits: tuple[str, ...] =
     :param what: "coco", the only one so far
     :param out: the folder, with room for 40 GB, or for 2 GB with val2017 alone
     :param splits: of val2017 and train2017
+    :param images: how many of each split to keep, in which every category has its share; all if not given
     """
     from detectors.download import fetch_coco
 
-    print(f"fetched {what} to {fetch_coco(out, splits)}")
+    print(f"fetched {what} to {fetch_coco(out, splits, images=images)}")
