@@ -10,7 +10,7 @@ RUNS := runs
 QUICK := --warm-start ilp --episodes 2 --finetune-steps 100 --search-images 48 --calibration-images 8
 PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples)
 
-.PHONY: setup search test lint format clean
+.PHONY: setup search test test-long lint format clean
 
 setup: $(STAMP)
 
@@ -30,7 +30,10 @@ search: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/hsq search $(QUICK) --out $(RUNS)/shapes-$$(date +%Y%m%d-%H%M%S)
 
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not long"
+
+test-long: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m long
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -31,6 +31,8 @@ from hsq_env.student import Student, trace_layers
 
 NAMES = sorted({settings.torchvision for settings in ZOO.values() if settings.torchvision})
 TWO_STAGES = [name for name in NAMES if "rcnn" in name]
+LONG = (pytest.mark.slow, pytest.mark.long)
+QUICKEST = ("fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large")
 SIZES = ((64, 96), (96, 64), (64, 64))  # of images that the small specs neither resize nor stretch, but for one
 
 
@@ -238,6 +240,10 @@ class Sure(DetectionTask):
         scores = [d["scores"] for batch in predictions for d in batch]
         return float(torch.cat(scores).double().mean())
 
+    def quick_predictions(self, outputs: Any, batch: Any) -> Any:
+        """Detections, for FCOS too."""
+        return self.predictions(outputs, batch)
+
     def quick_metric(self, predictions: Any) -> float:
         """The same."""
         return self.metric(predictions, "search")
@@ -298,7 +304,7 @@ def test_a_student_equals_its_teacher_until_it_is_compressed(name: str, shapes_f
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("fasterrcnn_mobilenet_v3_large_320_fpn", marks=pytest.mark.slow), "ssdlite320_mobilenet_v3_large"],
+    [pytest.param("fasterrcnn_mobilenet_v3_large_320_fpn", marks=LONG), "ssdlite320_mobilenet_v3_large"],
 )
 def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> None:
     """Depthwise convolutions, squeeze and excitation, linear layers: choices, fine-tuning and the file."""
@@ -324,7 +330,7 @@ def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICKEST else LONG) for n in NAMES])
 def test_two_episodes(name: str, shapes_folder: Path) -> None:
     """A search by chance on eight images: every layer of every detector takes choices, and the size is kept."""
     env = HSQEnv(task_of(name, shapes_folder), bits=(2, 8), sparsities=(0.0,), finetune_steps=1, target_ratio=6.0)
