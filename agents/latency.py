@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
 
 from agents.bench import SMALLEST_SIDE, Session, medians, session, size_of
+from detectors.architecture import architecture_of
 from detectors.errors import InputError
+from detectors.stages import run_stages
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, load_teacher
 from hsq_env.choices import BITS, SPARSITIES, Choice, choice_grid
 from hsq_env.latency_table import FLOAT32, timed_as
@@ -68,6 +71,8 @@ def latency(
         raise InputError("Nothing can be timed: give --repeats and --threads of 1 or more.")
     teacher = teacher or SHIPPED_TEACHER
     model, spec = load_restorer(teacher) if is_restorer(teacher) else load_teacher(teacher)
+    if isinstance(model, FasterRCNN):
+        raise InputError("The linear layers of a Faster R-CNN cannot be timed yet: give another detector.")
     height, width = size or size_of(spec)
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"An image of {height}x{width} pixels is too small: give {SMALLEST_SIDE} or more (--size).")
@@ -106,7 +111,10 @@ def calls_of(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, lis
 
     handles = [m.register_forward_pre_hook(hook(n)) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     try:
-        model(list(images) if hasattr(model, "transform") else images)  # torchvision's detectors take a list
+        if hasattr(model, "transform"):  # torchvision's detectors would resize the image
+            run_stages(architecture_of(model).stages(model), {"images": images})
+        else:
+            model(images)
     finally:
         for handle in handles:
             handle.remove()

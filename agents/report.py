@@ -10,6 +10,7 @@ from rich.table import Table
 
 from agents.model_task import model_task
 from detectors.coco import class_names, load_folder
+from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
 from detectors.task import SHAPES, shapes_folder
 from detectors.teacher import DetectorSpec
@@ -23,6 +24,7 @@ from restorers.teacher import DENOISERS, RestorerSpec
 from restorers.train import train_restorer
 
 LOST = {"mAP": ("points lost", 100.0), "PSNR": ("dB lost", 1.0)}
+EMBEDDED_SIDE = 128  # pixels of the generated images
 SHOWN_LAYERS = 10  # of a table of latencies
 TITLES = {
     "uniform8": "uniform 8 bit",
@@ -174,7 +176,7 @@ def train_teacher_file(
     out: Path,
     dataset: str,
     detector: str,
-    image_size: int,
+    image_size: int | None,
     level_scale: float | None,
     score_thresh: float,
     train_images: int,
@@ -187,8 +189,19 @@ def train_teacher_file(
     names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
     settings = known(detector)
     names = (BACKGROUND, *names) if settings.background else names
-    if settings.fixed:
-        image_size, level_scale = settings.min_size, 1.0
+    usual = settings.min_size if settings.fixed else EMBEDDED_SIDE if embedded else settings.min_size
+    if settings.fixed and (image_size not in (None, usual) or level_scale not in (None, 1.0)):
+        raise InputError(
+            f"'{detector}' takes images of {usual} pixels alone: leave out --image-size and --level-scale."
+        )
+    if settings.fixed and training.get("batch_size") == 1:
+        raise InputError(f"'{detector}' does not train on one image at a time: give --batch-size 2 or more.")
+    if proposals is not None and (proposals < 1 or "rcnn" not in detector):
+        raise InputError(
+            f"{proposals} proposals of '{detector}': give 1 or more, for a Faster R-CNN alone (--proposals)."
+        )
+    image_size = image_size or usual
+    level_scale = 1.0 if settings.fixed else level_scale
     spec = DetectorSpec(
         detector,
         names,

@@ -295,8 +295,9 @@ class FasterRCNNArchitecture:
         """torchvision's four losses."""
         features = OrderedDict((name, x.float()) for name, x in model.backbone(batch.images).items())
         images, targets = ImageList(batch.images, list(batch.image_sizes)), list(batch.targets)
-        proposals, first = model.rpn(images, features, targets)
-        _, second = model.roi_heads(features, proposals, images.image_sizes, targets)
+        with torch.autocast(batch.images.device.type, enabled=False):  # boxes would be rounded to whole pixels
+            proposals, first = model.rpn(images, features, targets)
+            _, second = model.roi_heads(features, proposals, images.image_sizes, targets)
         return {**first, **second}
 
 

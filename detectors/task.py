@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS
 
 from detectors.architecture import Architecture, Distillable, architecture_of
 from detectors.cache import cache_folder
 from detectors.coco import MOST_KEPT, Batch, CocoSplit, LazyBatches, check_folder, load_folder
 from detectors.detection import Candidates, candidates, coco_rows, detections, detections_map
 from detectors.errors import InputError
+from detectors.fcos import FCOSArchitecture
 from detectors.metric import QuickMAP
 from detectors.shapes import DEFAULT_IMAGES, SHAPES_VERSION, write_shapes
 from detectors.stages import Stage, State
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, coco_teacher, load_teacher, teacher_bytes
 from detectors.train import augmented_batch
+from detectors.zoo import known
 
 SHAPES = "shapes"
 EMBEDDED = "fcos_resnet50_quarter"  # the detector that ships with a teacher for it
@@ -141,7 +142,7 @@ class DetectionTask:
 
     def quick_predictions(self, outputs: State, batch: Batch) -> Candidates | list[dict[str, Tensor]]:
         """What ``quick_metric`` turns into detections; detections already for all but FCOS."""
-        if isinstance(self.teacher, FCOS):
+        if isinstance(self._architecture, FCOSArchitecture):
             return candidates(self.teacher, outputs, batch.image_sizes, _sides(batch))
         return self.predictions(outputs, batch)
 
@@ -190,7 +191,7 @@ def _teacher_of(dataset: str, detector: str | None, teacher: str | Path | None) 
             f"The embedded data has no teacher '{detector}': give --dataset and --teacher, or leave out --detector."
         )
     model, spec = load_teacher(SHIPPED_TEACHER if teacher is None else teacher, detector)
-    if detector is not None and detector != spec.detector:
+    if detector is not None and known(detector) is not known(spec.detector):
         raise InputError(
             f"The teacher {teacher or SHIPPED_TEACHER} is a {spec.detector}, not a {detector}: drop --detector."
         )

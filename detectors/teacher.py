@@ -171,7 +171,10 @@ def load_teacher(path: str | Path, detector: str | None = None) -> tuple[nn.Modu
     path = Path(path)
     if path.suffix in PICKLED:
         if detector is None:
-            raise InputError(f"{path} does not say which detector it is of: name it with --detector.")
+            raise InputError(
+                f"{path} does not say which detector it is of: name it (hsq search --detector, finetune --network), "
+                "or train a teacher with 'hsq teacher'."
+            )
         return coco_teacher(detector, path)
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:

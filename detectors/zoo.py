@@ -1,7 +1,5 @@
 """The detectors that are known by name: torchvision's own, FCOS at a quarter of its width, and their COCO weights."""
 
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +117,11 @@ def _faster_rcnn(factory: Callable[..., nn.Module], per_map: bool) -> Callable[[
         arguments: dict[str, Any] = {**_common(wanted), "box_score_thresh": wanted.score_thresh}
         if wanted.proposals is not None:
             arguments["rpn_post_nms_top_n_test"] = wanted.proposals
+        model: Any = factory(**arguments)
         if wanted.level_scale != 1:
             every = [wanted.level_scale * 2**level for level in range(5, 10)]
             sizes = tuple((size,) for size in every) if per_map else (tuple(every),) * 3
-            arguments["rpn_anchor_generator"] = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
-        model: Any = factory(**arguments)
-        if wanted.level_scale != 1:
-            model.rpn.anchor_generator = arguments["rpn_anchor_generator"]
+            model.rpn.anchor_generator = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
         return model
 
     return build
@@ -209,9 +205,9 @@ def coco_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]
         raise InputError(f"There is no file {path}: give torchvision's weights of '{name}' with --teacher FILE.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever torch stumbles over in what is no file of its own
         raise InputError(f"{path} is no complete file of weights: download or copy it again.") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise InputError(f"{path} holds something else than weights: give torchvision's weights of '{name}'.")
     return found
 

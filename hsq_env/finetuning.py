@@ -105,7 +105,12 @@ def float32_outputs(forward: Callable[[], State], device: torch.device, bfloat16
         return forward()
     with torch.autocast(device.type, torch.bfloat16):
         outputs = forward()
-    return {k: [t.float() for t in v] if isinstance(v, list) else v.float() for k, v in outputs.items()}
+    return {k: [_float32(t) for t in v] if isinstance(v, list) else _float32(v) for k, v in outputs.items()}
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    """Numbers; labels and sizes stay integers."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 @contextmanager

@@ -438,3 +438,21 @@ def test_a_restorer_from_search_to_evaluation(
         capsys, "search", *data, "--teacher", str(teacher), "--detector", "edsr", "--out", str(tmp_path / "x")
     )
     assert "is a dncnn, not a edsr" in wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--detector", "ssdlite320_mobilenet_v3_large", "--image-size", "64"], "takes images of 320 pixels alone"),
+        (["--detector", "ssdlite320_mobilenet_v3_large", "--batch-size", "1"], "does not train on one image at a time"),
+        (["--detector", "retinanet_resnet50_fpn", "--proposals", "9"], "for a Faster R-CNN alone"),
+        (["--detector", "fasterrcnn_resnet50_fpn", "--proposals", "0"], "give 1 or more"),
+    ],
+)
+def test_what_a_detector_cannot_be_trained_with(
+    arguments: list[str], sentence: str, shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["teacher", "--dataset", str(shapes_folder), "--out", str(tmp_path / "teacher.safetensors"), *arguments])
+    assert exit_.value.code == 2 and sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ from hsq_env.choices import Choice
 from hsq_env.distillation import AKD
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, student_bytes
+from hsq_env.finetuning import finetune_all
 from hsq_env.student import Student, trace_layers
 
 NAMES = sorted({settings.torchvision for settings in ZOO.values() if settings.torchvision})
@@ -189,7 +190,7 @@ def test_weights_with_frozen_norms_under_their_old_names_fit() -> None:
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    with pytest.raises(InputError, match="does not say which detector it is of: name it with --detector"):
+    with pytest.raises(InputError, match="does not say which detector it is of: name it"):
         load_teacher(path)
     with pytest.raises(InputError, match=r"There is no file .*weights.pth"):
         load_teacher(path, "retinanet_resnet50_fpn")
@@ -198,6 +199,12 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         load_teacher(path, "retinanet_resnet50_fpn")
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match="is no complete file of weights: download or copy it again"):
+        load_teacher(path, "retinanet_resnet50_fpn")
+    path.write_bytes(teacher_bytes(nn.Linear(2, 2), small_spec("retinanet_resnet50_fpn")))
+    with pytest.raises(InputError, match="is no complete file of weights: download or copy it again"):
+        load_teacher(path, "retinanet_resnet50_fpn")
+    torch.save({1: torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="holds something else than weights"):
         load_teacher(path, "retinanet_resnet50_fpn")
     torch.save([1, 2], path)
     with pytest.raises(InputError, match="holds something else than weights"):
@@ -264,6 +271,44 @@ def task_of(name: str, folder: Path) -> Sure:
         teacher = freeze(fold_batch_norm(random_detector(name, CLASS_NAMES)))
         _TASKS[name] = Sure(name, teacher, spec, splits, **few)  # type: ignore[arg-type]
     return _TASKS[name]
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_detectors_for_small_images_have_smaller_anchors(name: str) -> None:
+    if known(name).fixed:
+        return
+    spec = replace(small_spec(name) if known(name).torchvision else DetectorSpec(name, ("a",)), level_scale=0.25)
+    sides = []
+    for some in (spec, replace(spec, level_scale=1.0)):
+        model: Any = some.build()
+        generator = model.rpn.anchor_generator if hasattr(model, "rpn") else model.anchor_generator
+        sides.append(torch.cat([cells[:, 2] - cells[:, 0] for cells in generator.cell_anchors]))
+        assert generator.num_anchors_per_location()
+    assert sides[0].shape == sides[1].shape and abs((sides[0] / sides[1]).mean() - 0.25) < 0.03
+
+
+def test_a_second_stage_trains_on_boxes_that_are_not_rounded(
+    shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under bfloat16, and with torchvision's four losses."""
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    task = task_of(name, shapes_folder)
+    model: Any = copy.deepcopy(task.teacher).train()
+    kinds: list[torch.dtype] = []
+    select = model.roi_heads.select_training_samples
+
+    def note(proposals: Any, targets: Any) -> Any:
+        found = select(proposals, targets)
+        kinds.extend([found[0][0].dtype, found[3][0].dtype])
+        return found
+
+    monkeypatch.setattr(model.roi_heads, "select_training_samples", note)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = architecture_of(model).training_losses(model, task.finetuning()[0])
+    assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    assert all(loss.isfinite() for loss in losses.values()) and set(kinds) == {torch.float32}
+    student = Student(task, trace_layers(task))
+    assert finetune_all(student, 1, bfloat16=True)  # labels and sizes stay integers
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,7 +47,7 @@ def teacher(
     :param cycles: rises and falls of the learning rate, each half as high as the one before
     :param batch_size: images per step
     :param learning_rate: the peak of the one-cycle schedule
-    :param image_size: pixels of the shorter side; 128 for "shapes", else 800
+    :param image_size: pixels of the shorter side; 128 for "shapes", else 800, or 320 for MobileNet's detectors
     :param level_scale: object sizes per pyramid level over those that suit 800-pixel images; by default the power of
         two nearest to 1.5 times image size over 800
     :param score_thresh: detections below are dropped; lower ones cost time and hardly change mAP
@@ -93,7 +93,7 @@ def teacher(
         out,
         dataset,
         detector or default,
-        image_size=image_size or (128 if dataset == "shapes" else 800),
+        image_size=image_size,
         level_scale=level_scale,
         score_thresh=score_thresh,
         train_images=train_images,
