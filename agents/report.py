@@ -189,7 +189,7 @@ def train_teacher_file(
     names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
     settings = known(detector)
     names = (BACKGROUND, *names) if settings.background else names
-    usual = settings.min_size if settings.fixed else EMBEDDED_SIDE if embedded else settings.min_size
+    usual = EMBEDDED_SIDE if embedded and not settings.fixed else settings.min_size
     if settings.fixed and (image_size not in (None, usual) or level_scale not in (None, 1.0)):
         raise InputError(
             f"'{detector}' takes images of {usual} pixels alone: leave out --image-size and --level-scale."

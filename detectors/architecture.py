@@ -110,13 +110,34 @@ def per_place(values: Tensor, features: Sequence[Tensor]) -> Tensor:
     return values.unflatten(1, (sum(places_of(features)), -1)).sum(dim=2)
 
 
+@dataclass(frozen=True)
+class Matches:
+    """What the anchors of a batch are to find.
+
+    :param targets: per image ``boxes`` (M, 4) and ``labels`` (M,)
+    :param anchors: per image (L, 4)
+    :param matches: per image the object of each anchor, (L,), negative for none
+    """
+
+    targets: tuple[dict[str, Tensor], ...]
+    anchors: list[Tensor]
+    matches: list[Tensor]
+
+
 @torch.no_grad()
-def matched(matcher: Any, targets: Sequence[dict[str, Tensor]], anchors: Sequence[Tensor]) -> list[Tensor]:
-    """Per image the object that each anchor is to find, (L,); negative for none, as torchvision's matchers say it."""
-    found = []
-    for target, own in zip(targets, anchors, strict=True):
+def matches_of(model: Any, features: Sequence[Tensor], batch: Batch) -> Matches:
+    """Anchors matched to objects by a detector's own matcher."""
+    anchors, matches = anchors_of_batch(model.anchor_generator, features, batch), []
+    for target, own in zip(batch.targets, anchors, strict=True):
         if len(target["boxes"]):
-            found.append(matcher(box_iou(target["boxes"], own)))
+            matches.append(model.proposal_matcher(box_iou(target["boxes"], own)))
         else:
-            found.append(torch.full((len(own),), -1, dtype=torch.int64, device=own.device))
-    return found
+            matches.append(torch.full((len(own),), -1, dtype=torch.int64, device=own.device))
+    return Matches(batch.targets, anchors, matches)
+
+
+def in_training(model: Any, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
+    """Maps, the head's outputs in float32 and anchors of a detector with one stage in training mode."""
+    features = list(model.backbone(batch.images).values())
+    outputs = {name: value.float() for name, value in model.head(features).items()}
+    return features, outputs, anchors_of_batch(model.anchor_generator, features, batch)

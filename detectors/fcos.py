@@ -14,7 +14,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detectors.architecture import Distillable, anchors_of, anchors_of_batch, places_of
+from detectors.architecture import Distillable, anchors_of, anchors_of_batch, in_training, places_of
 from detectors.assignment import Assignment, assign, assigned_loss, classification_error
 from detectors.backbone import PLANES, backbone_stages, resnet50
 from detectors.coco import Batch
@@ -152,7 +152,5 @@ class FCOSArchitecture:
 
     def training_losses(self, model: FCOS, batch: Batch) -> dict[str, Tensor]:
         """torchvision's three losses."""
-        features = list(model.backbone(batch.images).values())
-        outputs = {name: value.float() for name, value in model.head(features).items()}
-        anchors = anchors_of_batch(model.anchor_generator, features, batch)
+        features, outputs, anchors = in_training(model, batch)
         return model.compute_loss(list(batch.targets), outputs, anchors, places_of(features))

@@ -1,7 +1,6 @@
 """torchvision's RetinaNet (Lin et al. 2017, arXiv 1708.02002), cut into stages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -9,24 +8,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.ops import sigmoid_focal_loss
 
-from detectors.architecture import Distillable, anchors_of, anchors_of_batch, matched, per_place, places_of
+from detectors.architecture import Distillable, Matches, anchors_of, in_training, matches_of, per_place, places_of
 from detectors.backbone import backbone_stages
 from detectors.coco import Batch
 from detectors.stages import Stage, State, per_anchor, run_tower, without
-
-
-@dataclass(frozen=True)
-class Matches:
-    """What the anchors of a batch are to find.
-
-    :param targets: per image ``boxes`` (M, 4) and ``labels`` (M,)
-    :param anchors: per image (L, 4)
-    :param matches: per image the object of each anchor, (L,), negative for none
-    """
-
-    targets: tuple[dict[str, Tensor], ...]
-    anchors: list[Tensor]
-    matches: list[Tensor]
 
 
 def retinanet_stages(model: RetinaNet) -> list[Stage]:
@@ -68,8 +53,7 @@ class RetinaNetArchitecture:
 
     def assign(self, outputs: State, batch: Batch) -> Matches:
         """Anchors matched to objects as torchvision does."""
-        anchors = anchors_of_batch(self._teacher.anchor_generator, outputs["features"], batch)
-        return Matches(batch.targets, anchors, matched(self._teacher.proposal_matcher, batch.targets, anchors))
+        return matches_of(self._teacher, outputs["features"], batch)
 
     def loss(self, outputs: State, assignment: Matches) -> Tensor:
         """Focal loss and L1 loss of boxes."""
@@ -116,8 +100,6 @@ class RetinaNetArchitecture:
 
     def training_losses(self, model: RetinaNet, batch: Batch) -> dict[str, Tensor]:
         """torchvision's two losses."""
-        features = list(model.backbone(batch.images).values())
-        outputs = {name: value.float() for name, value in model.head(features).items()}
-        anchors = anchors_of_batch(model.anchor_generator, features, batch)
+        _, outputs, anchors = in_training(model, batch)
         losses: dict[str, Tensor] = model.compute_loss(list(batch.targets), outputs, anchors)
         return losses

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.ssd import SSD
 
-from detectors.architecture import Distillable, anchors_of, anchors_of_batch, matched, per_place
+from detectors.architecture import Distillable, Matches, anchors_of, in_training, matches_of, per_place
 from detectors.backbone import run_module
 from detectors.coco import Batch
-from detectors.retinanet import Matches
 from detectors.stages import Stage, State, per_anchor, without
 
 HEADS = {"classification": "cls_logits", "regression": "bbox_regression"}  # of torchvision, and what they put out
@@ -70,12 +69,11 @@ class SSDArchitecture:
 
     def assign(self, outputs: State, batch: Batch) -> Matches:
         """Default boxes matched to objects as torchvision does."""
-        anchors = anchors_of_batch(self._teacher.anchor_generator, outputs["features"], batch)
-        return Matches(batch.targets, anchors, matched(self._teacher.proposal_matcher, batch.targets, anchors))
+        return matches_of(self._teacher, outputs["features"], batch)
 
     def loss(self, outputs: State, assignment: Matches) -> Tensor:
         """Cross entropy with hard negatives and the smooth L1 loss of boxes."""
-        return _summed(self._teacher, _raw(outputs), assignment)
+        return torch.stack(list(_losses(self._teacher, _raw(outputs), assignment).values())).sum()
 
     def errors(self, outputs: State, assignment: Matches) -> Tensor:
         """The cross entropy, summed over the boxes of a place."""
@@ -106,18 +104,14 @@ class SSDArchitecture:
 
     def training_losses(self, model: SSD, batch: Batch) -> dict[str, Tensor]:
         """torchvision's two losses."""
-        features = list(model.backbone(batch.images).values())
-        outputs = {name: value.float() for name, value in model.head(features).items()}
-        anchors = anchors_of_batch(model.anchor_generator, features, batch)
-        matches = matched(model.proposal_matcher, batch.targets, anchors)
-        losses: dict[str, Tensor] = model.compute_loss(list(batch.targets), outputs, anchors, matches)
-        return losses
+        features, outputs, _ = in_training(model, batch)
+        return _losses(model, outputs, matches_of(model, features, batch))
 
 
 def _raw(outputs: State) -> dict[str, Tensor]:
     return {name: outputs[name] for name in HEADS.values()}
 
 
-def _summed(model: SSD, outputs: dict[str, Tensor], assignment: Matches) -> Tensor:
-    losses = model.compute_loss(list(assignment.targets), outputs, assignment.anchors, assignment.matches)
-    return torch.stack(list(losses.values())).sum()
+def _losses(model: SSD, outputs: dict[str, Tensor], matches: Matches) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = model.compute_loss(list(matches.targets), outputs, matches.anchors, matches.matches)
+    return found

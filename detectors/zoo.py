@@ -18,7 +18,6 @@ from detectors.errors import InputError
 from detectors.fcos import build_fcos
 
 BACKGROUND = "__background__"  # torchvision's name of label 0 where it stands for nothing
-COCO_CLASSES = 91  # labels of torchvision's COCO weights, which are category ids
 RATIOS = (0.5, 1.0, 2.0)  # of the anchors' sides
 
 
@@ -223,7 +222,9 @@ def load_coco_weights(model: nn.Module, name: str, weights: dict[str, Tensor], s
     except RuntimeError as error:
         lines = str(error).splitlines()
         first = lines[1].strip() if len(lines) > 1 else str(error)
-        raise InputError(f"{source} does not fit '{name}' with COCO's {COCO_CLASSES} classes: {first}") from error
+        raise InputError(
+            f"{source} does not fit '{name}' with COCO's {len(coco_classes(name))} classes: {first}"
+        ) from error
     if known(name).exact_norm:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
