@@ -31,6 +31,15 @@ def run_stages(stages: Sequence[Stage], state: State) -> State:
     return state
 
 
+def as_read(layer: nn.Module, x: Tensor) -> Tensor:
+    """``x`` as a layer that runs once in a forward pass computes with it.
+
+    Layers that round what they read have a method ``quantized_input``; for all others it is ``x`` itself.
+    """
+    rounded: Tensor = layer.quantized_input(x) if hasattr(layer, "quantized_input") else x  # type: ignore[operator]
+    return rounded
+
+
 def without(state: State, *names: str) -> State:
     """The state less some of its entries."""
     return {key: value for key, value in state.items() if key not in names}

@@ -6,13 +6,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detectors.stages import Stage, State
+from detectors.stages import Stage, State, as_read
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, which EDSR subtracts
 
 
 class DnCNN(nn.Module):
     """Predicts the noise, which is subtracted (Zhang et al. 2017, arXiv 1608.03981, section III-A).
+
+    It is subtracted from the image as the first layer reads it: where that layer rounds, the network takes the rounding
+    for noise like any other, and removes it.
 
     :param channels: of images
     :param depth: convolutions
@@ -32,7 +35,7 @@ class DnCNN(nn.Module):
         return images - self.dncnn(images)
 
     def stages(self) -> list[Stage]:
-        """One per convolution, in blocks of two."""
+        """One per convolution, in blocks of two, and the subtraction."""
         parts: list[list[nn.Module]] = []
         for module in self.dncnn:
             if isinstance(module, nn.Conv2d):
@@ -41,7 +44,8 @@ class DnCNN(nn.Module):
         stages = []
         for i, part in enumerate(parts):
             source = "images" if i == 0 else "x"
-            stages.append(_stage(f"conv{i}", f"block{i // 2}", {source}, partial(_chain, part, source)))
+            run = partial(_chain, part, source) if i else partial(_run_first, part)
+            stages.append(_stage(f"conv{i}", f"block{i // 2}", {source}, run))
         return [*stages, _stage("subtract", stages[-1].block, {"images", "x"}, _subtract_noise)]
 
 
@@ -146,6 +150,10 @@ def _chain(modules: list[nn.Module], source: str, state: State) -> State:
     for module in modules:
         x = module(x)
     return {**state, "x": x}
+
+
+def _run_first(modules: list[nn.Module], state: State) -> State:
+    return _chain(modules, "images", {**state, "images": as_read(modules[0], state["images"])})
 
 
 def _subtract_noise(state: State) -> State:

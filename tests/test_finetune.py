@@ -138,7 +138,7 @@ def test_a_policy_goes_on(tiny: TinyTask, tmp_path: Path) -> None:
         ({"distillation": "wavelet"}, "'wavelet' compares images, and 'tiny' gives none: choose akd or spark."),
         ({"rounding": "down"}, "Unknown rounding 'down': known are nearest, compensated."),
         ({"alpha": 1.5}, "alpha is 1.5: give a share"),
-        ({"steps": -1}, "-1 steps and a lesson every 4"),
+        ({"steps": -1}, "-1 steps and a lesson every 5"),
         ({"policy_every": 0}, "300 steps and a lesson every 0"),
     ],
 )

@@ -195,3 +195,15 @@ def test_a_task_from_files(tmp_path: Path) -> None:
     assert task.spec == spec and task.name == "photos" and len(task.evaluation("test")) == 1
     with pytest.raises(InputError, match="needs a teacher"):
         restoration_task(tmp_path / "photos")
+
+
+def test_what_the_first_layer_rounds_off_is_not_put_back() -> None:
+    """The noise is subtracted from the image as the network has read it."""
+    task = make(DENOISING)
+    student = Student(task, trace_layers(task), activation_bits=4)
+    student.apply(Plan(tuple(info.name for info in student.infos), (Choice(8, 0.0),) * len(student.infos)))
+    batch, silenced = task.evaluation("test")[0], student.layers[-1]
+    silenced.stored_weight, silenced.stored_bias = torch.zeros_like(silenced.weight), None
+    restored = student.outputs(batch)["restored"]
+    assert torch.equal(restored, student.layers[0].activations[0](batch.images))
+    assert len(restored.unique()) <= 16 < len(batch.images.unique())

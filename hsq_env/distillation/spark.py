@@ -35,7 +35,7 @@ from hsq_env.distillation.policy import Draw, Reinforce, SpatialPolicy
 from hsq_env.task import Distilled
 
 GRID = 8
-EVERY = 4  # training steps between two lessons
+EVERY = 5  # training steps between two lessons
 COMMON_DECAY = 0.9  # of the running mean of the share that gradients have in common
 
 
