@@ -8,9 +8,14 @@ STAMP := $(VENV)/.installed
 RUNS := runs
 # Minutes instead of hours; on so small a network a second thread makes nothing faster.
 QUICK := --warm-start ilp --episodes 2 --finetune-steps 100 --search-images 48 --calibration-images 8
+PEERS := .peers
+# Other libraries that are measured, each in an environment of its own above this one.
+ISOLATED := nncf torchao brevitas mct aimet
+# On photographs: make peers PEER_DATA="--dataset bccd/ --teacher bccd.safetensors"
+PEER_DATA :=
 PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples)
 
-.PHONY: setup search test test-long lint format clean
+.PHONY: setup search peers test test-long lint format clean
 
 setup: $(STAMP)
 
@@ -28,6 +33,17 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 search: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/hsq search $(QUICK) --out $(RUNS)/shapes-$$(date +%Y%m%d-%H%M%S)
+
+peers: setup
+	@failed=""; \
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.peers.run onnxruntime $(PEER_DATA) || failed=onnxruntime; \
+	for peer in $(ISOLATED); do \
+		sh benchmarks/peers/install.sh $(VENV) $(PEERS)/$$peer benchmarks/peers/requirements/$$peer.txt && \
+		OMP_NUM_THREADS=1 $(PEERS)/$$peer/bin/python -m benchmarks.peers.run $$peer $(PEER_DATA) || \
+		failed="$$failed $$peer"; \
+	done; \
+	$(VENV)/bin/python -m benchmarks.peers.summary; \
+	if [ -n "$$failed" ]; then echo "Not measured: $$failed" >&2; exit 1; fi
 
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not long"

@@ -274,7 +274,7 @@ def speed() -> dict[str, Any]:
         pruned = half_of_the_channels(task)
         halved = integer_form(onnx_bytes(pruned.model, task.stages, images, widen=True), _images(task))
         packed = {"hsq": len(student_bytes(student)), "pruned": len(student_bytes(pruned))}
-        theirs = _quantize_static(plain, _images(task), folder)
+        theirs = quantize_static_bytes(plain, _images(task), folder)
     files = {"float32": plain, "hsq": ours, "pruned": halved, "quantize_static": theirs}
     rows: dict[str, Any] = {}
     for threads in (1, 2):
@@ -293,7 +293,7 @@ def speed() -> dict[str, Any]:
     }
 
 
-def _quantize_static(content: bytes, images: Sequence[NDArray[np.float32]], folder: Path) -> bytes:
+def quantize_static_bytes(content: bytes, images: Sequence[NDArray[np.float32]], folder: Path) -> bytes:
     """onnxruntime's own: QDQ form, weights per channel, ranges from the same images."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

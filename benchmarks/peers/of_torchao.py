@@ -1,0 +1,28 @@
+"""torchao: weights of 4 bits, a scale per output channel; activations stay in float32."""
+
+import copy
+import io
+
+import torch
+from torch import nn
+from torchao.quantization import IntxWeightOnlyConfig, PerAxis, quantize_
+
+from benchmarks.peers.given import Compressed, Given
+
+
+def compress(given: Given) -> Compressed:
+    """Its 4-bit form for GPUs takes linear layers alone; this one takes convolutions and keeps a weight per byte."""
+    network, file = copy.deepcopy(given.network), io.BytesIO()
+    settings = IntxWeightOnlyConfig(
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch: its stubs lack it
+        granularity=PerAxis(0),
+    )
+    quantize_(network, settings, filter_fn=lambda module, name: isinstance(module, nn.Conv2d))
+    torch.save(network.state_dict(), file)
+    return Compressed(
+        run=network,
+        bytes=len(file.getvalue()),
+        bits=dict.fromkeys(given.convolutions(), 4.0),
+        latency_ms=None,
+        note="activations in float32; weights of 4 bits in a byte each",
+    )

@@ -1,0 +1,287 @@
+"""The paper's table on smaller data: float32, uniform bits, an integer program, HSQ, and other libraries.
+
+python -m benchmarks.table1
+python -m benchmarks.table1 --data bccd --dataset bccd/ --teachers fcos.safetensors retinanet.safetensors
+python -m benchmarks.table1 --latency  # on a machine that does nothing else
+
+HSQ is ``hsq search`` with all targets at once, a search for each seed; the integer program's plans, which know every
+choice of every layer alone as the step repairs it, and the uniform plans are fine-tuned alike, with as many steps on as
+many images. Test figures are of images that no search has seen. Files lie in ``--work``, a run folder for each search;
+latencies are theirs, in onnxruntime on one thread, each in turn with the same network in float32.
+
+A line of ``benchmarks/results/table1_runs.jsonl`` is a search or the plans without one; what is there is not run again.
+``table1_<data>.json`` is made anew after each, with the rows of ``benchmarks.peers`` and the paper's own.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hsq_env  # noqa: F401 - before torch
+
+# isort: split
+import numpy as np
+import torch
+
+from agents.baselines.plans import integer_program_choices, uniform_plan
+from agents.bench import bench
+from agents.finalists import finetuned_student
+from agents.find import Explorer
+from agents.search import search
+from benchmarks.peers.run import PROTOCOL as PEERS_PROTOCOL
+from benchmarks.peers.run import RUNS as PEERS_RUNS
+from benchmarks.record import RESULTS, append_line, read_lines, write_result
+from benchmarks.statistics import interquartile_mean, interval
+from detectors.errors import InputError
+from detectors.task import DetectionTask, detection_task, shapes_folder
+from detectors.teacher import SHIPPED_TEACHER
+from hsq_env.choices import Plan
+from hsq_env.env import HSQEnv
+from hsq_env.file import save_hsq
+from hsq_env.student import evaluate
+
+RUNS = RESULTS / "table1_runs.jsonl"
+SEEDS = 3
+TARGETS = (4.0, 6.0, 8.0, 12.0, 16.0)
+TEST_IMAGES = 2400  # of the embedded task
+BITS = (8, 4, 2)
+REPEATS = 15  # of a file's timing, of which the median counts
+PLANS, SEARCH, LATENCY = "plans", "search", "latency"  # kinds of lines
+PROTOCOL = 1  # raised when earlier lines must not be compared with new ones
+QUOTED = {  # the paper's own, on COCO: not measured here
+    "float32": {"map": 0.453, "ratio": 1.0},
+    "uniform8": {"map": 0.382, "ratio": 4.0},
+    "uniform4": {"map": 0.295, "ratio": 8.0},
+    "hsq": {"map": 0.439, "ratio": 6.0},
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is spent on a data set.
+
+    :param task: arguments of ``detection_task``
+    :param evaluations: of a search, over all targets
+    :param repair_steps: minibatches in a step
+    :param finetune_steps: of the long fine-tuning
+    :param finalists: plans of each target that get it
+    """
+
+    task: dict[str, Any]
+    evaluations: int
+    repair_steps: int
+    finetune_steps: int
+    finalists: int
+
+
+BENCHES = {
+    "embedded": Bench({"search_images": 64, "pool_images": 64, "calibration_images": 16}, 1000, 4, 150, 2),
+    "bccd": Bench({"search_images": 8, "pool_images": 16, "calibration_images": 8, "batch_size": 4}, 600, 2, 60, 1),
+}
+
+
+def lines(data: str) -> list[dict[str, Any]]:
+    """What has been run on a data set, under the present protocol."""
+    return [row for row in read_lines(RUNS) if row["protocol"] == PROTOCOL and row["data"] == data]
+
+
+class Runner:
+    """A detector with its data, and what is done with them.
+
+    :param work: where files go
+    """
+
+    def __init__(self, data: str, dataset: str | Path, teacher: Path, work: Path) -> None:
+        self.data, self.bench, self.teacher = data, BENCHES[data], teacher
+        self.task = self._task(dataset, 0)
+        self.dataset, self.detector = dataset, self.task.spec.detector
+        self.folder = work / f"{data}-{self.detector}"
+
+    def _task(self, dataset: str | Path, seed: int) -> DetectionTask:
+        return detection_task(dataset, None, self.teacher, seed=seed, **self.bench.task)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"reward": "divergence", "alpha": 0.0, "beta": 1.0}
+
+    def plans(self) -> Iterator[dict[str, Any]]:
+        """Uniform bits and the integer program's plan of each target, as they are and fine-tuned."""
+        bench = self.bench
+        env = HSQEnv(self.task, target_ratio=TARGETS, finetune_steps=bench.repair_steps, **self._settings())
+        fresh(self.folder / PLANS)
+        whole = len(self.task.teacher_file())
+        yield {"method": "float32", "map": self._map(self.task.stages(self.task.teacher)), "bytes": whole}
+        for bits in BITS:
+            yield self._row(env, f"uniform{bits}", uniform_plan(env, bits), 0)
+            yield self._row(env, f"uniform{bits}_finetuned", uniform_plan(env, bits), bench.finetune_steps)
+        names = tuple(info.name for info in env.layers)
+        for target in TARGETS:
+            env.reset(options={"target_ratio": target})
+            chosen = integer_program_choices(env, env.repaired_sensitivities)
+            plan = Plan(names, tuple(env.choices[index] for index in chosen))
+            yield self._row(env, f"ilp_repaired-{target:g}", plan, bench.finetune_steps)
+
+    def _map(self, stages: Sequence[Any]) -> float:
+        return evaluate(self.task, stages, "test")
+
+    def _row(self, env: HSQEnv, method: str, plan: Plan, steps: int) -> dict[str, Any]:
+        student, file = finetuned_student(env, plan, steps, method), self.folder / PLANS / f"{method}.hsq"
+        save_hsq(student, file)
+        return {"method": method, "map": self._map(student.stages), "bytes": file.stat().st_size}
+
+    def search(self, seed: int) -> Iterator[dict[str, Any]]:
+        """One search for all targets."""
+        bench, out = self.bench, self.folder / f"seed{seed}"
+        fresh(out)
+        result = search(
+            self._task(self.dataset, seed),
+            out,
+            Explorer(seed=seed, episodes=None, evaluations=bench.evaluations),
+            target_ratio=TARGETS,
+            finetune_steps=bench.finetune_steps,
+            finalists=bench.finalists,
+            step_minibatches=bench.repair_steps,
+            model=self.detector,
+            **self._settings(),
+        )
+        for name, row in result["methods"].items():
+            if name.startswith("hsq-"):
+                yield {"method": name, "map": row["map"], "bytes": row["bytes"], "source": row["source"]}
+
+    def line(self, kind: str, seed: int) -> dict[str, Any]:
+        """One line of the record."""
+        started = time.monotonic()
+        rows = list(self.plans() if kind == PLANS else self.search(seed))
+        return {
+            "protocol": PROTOCOL,
+            "data": self.data,
+            "detector": self.detector,
+            "kind": kind,
+            "seed": seed,
+            "rows": rows,
+            "teacher_bytes": len(self.task.teacher_file()),
+            "finetune_steps": self.bench.finetune_steps,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+    def files(self) -> dict[str, Path]:
+        """The files of all rows that have one, HSQ's of the first seed."""
+        plans = sorted((self.folder / PLANS).glob("*.hsq"))
+        found = {f"hsq-{t:g}": self.folder / "seed0" / f"model-{t:g}.hsq" for t in TARGETS}
+        return {file.stem: file for file in plans} | {name: file for name, file in found.items() if file.is_file()}
+
+    def latency(self) -> dict[str, Any]:
+        """One line with the milliseconds of every file and of float32, where there is an ONNX form."""
+        rows, plain = [], []
+        for method, file in self.files().items():
+            try:
+                (speed,) = bench(file, threads=(1,), repeats=REPEATS).speeds
+            except InputError as error:  # a detector of two stages
+                return {"protocol": PROTOCOL, "data": self.data, "detector": self.detector, "kind": LATENCY,
+                        "rows": [], "note": str(error)}  # fmt: skip
+            rows.append({"method": method, "ms": 1000 * speed.compressed, "float32_ms": 1000 * speed.float32})
+            plain.append(1000 * speed.float32)
+        if plain:
+            rows.append({"method": "float32", "ms": float(np.median(plain)), "float32_ms": float(np.median(plain))})
+        return {
+            "protocol": PROTOCOL, "data": self.data, "detector": self.detector, "kind": LATENCY, "rows": rows,
+        }  # fmt: skip
+
+
+def fresh(folder: Path) -> None:
+    """An empty folder: what an interrupted run has left there goes."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def methods_of(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Per method: interquartile mean of the test mAP over seeds, its interval, bytes, ratio and latency."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in sorted((line for line in own if line["kind"] != LATENCY), key=lambda line: line["seed"]):
+        for row in line["rows"]:
+            found.setdefault(row["method"], []).append({**row, "teacher_bytes": line["teacher_bytes"]})
+    milliseconds = {row["method"]: row for line in own if line["kind"] == LATENCY for row in line["rows"]}
+    return {
+        method: {
+            "map": float(interquartile_mean([row["map"] for row in rows])),
+            "ci": interval([row["map"] for row in rows]),
+            "seeds": [row["map"] for row in rows],
+            "bytes": round(float(np.mean([row["bytes"] for row in rows]))),
+            "ratio": float(np.mean([row["teacher_bytes"] / row["bytes"] for row in rows])),
+            "latency_ms": milliseconds[method]["ms"] if method in milliseconds else None,
+            "float32_ms": milliseconds[method]["float32_ms"] if method in milliseconds else None,
+        }
+        for method, rows in found.items()
+    }
+
+
+def peers_of(data: str, detector: str) -> list[dict[str, Any]]:
+    """What other libraries reached on a detector."""
+    rows = [row for row in read_lines(PEERS_RUNS) if row["protocol"] == PEERS_PROTOCOL]
+    return [row for row in rows if (row["data"], row["detector"]) == (data, detector)]
+
+
+PEER_FIGURES = ("map", "bytes", "ratio", "nominal_bytes", "nominal_ratio", "latency_ms", "version", "note")
+
+
+def write_summary(data: str) -> Path:
+    """``table1_<data>.json`` from the lines."""
+    rows = lines(data)
+    figures: dict[str, Any] = {}
+    for detector in dict.fromkeys(row["detector"] for row in rows):
+        own = [row for row in rows if row["detector"] == detector]
+        peers = {row["peer"]: {name: row[name] for name in PEER_FIGURES} for row in peers_of(data, detector)}
+        searched = {row["seed"] for row in own if row["kind"] == SEARCH}
+        figures[detector] = {
+            "methods": {**methods_of(own), **peers},
+            "left": len(set(range(SEEDS)) - searched) + (not any(row["kind"] == PLANS for row in own)),
+            "core_seconds": round(sum(row.get("seconds", 0) for row in own)),
+        }
+    settings = {name: value for name, value in vars(BENCHES[data]).items() if name != "task"}
+    return write_result(f"table1_{data}", {**figures, "settings": settings, "quoted_from_the_paper": QUOTED})
+
+
+def main() -> None:
+    """Run what is left."""
+    parser = argparse.ArgumentParser(description="Make the paper's table.")
+    parser.add_argument("--data", choices=list(BENCHES), default="embedded")
+    parser.add_argument("--dataset", type=Path, default=Path("bccd"), help="the folder of bccd")
+    parser.add_argument("--teachers", nargs="+", type=Path, help="of bccd, a row of tables for each")
+    parser.add_argument("--work", type=Path, default=Path("runs/table1"), help="where files go")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), help="only these searches, and no plans")
+    parser.add_argument("--latency", action="store_true", help="time the files instead")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.data == "embedded":
+        given = [(shapes_folder({"test": TEST_IMAGES}), SHIPPED_TEACHER)]
+    elif arguments.teachers:
+        given = [(arguments.dataset, teacher) for teacher in arguments.teachers]
+    else:
+        parser.error("bccd needs teachers: train them with 'hsq teacher' and give them with --teachers FILE...")
+    wanted = [(SEARCH, seed) for seed in arguments.seeds or range(SEEDS)]
+    for dataset, teacher in given:
+        try:
+            runner = Runner(arguments.data, dataset, teacher, arguments.work)
+        except InputError as error:
+            parser.error(str(error))
+        if arguments.latency:
+            append_line(RUNS, runner.latency())
+            continue
+        for kind, seed in [*([] if arguments.seeds else [(PLANS, 0)]), *wanted]:
+            known = {(row["detector"], row["kind"], row.get("seed")) for row in lines(arguments.data)}
+            if (runner.detector, kind, seed) in known:
+                continue
+            line = runner.line(kind, seed)
+            append_line(RUNS, line)
+            for row in line["rows"]:
+                print(f"{runner.detector} {row['method']} {seed}: {row['map']:.4f}, {row['bytes']:,} bytes", flush=True)
+            write_summary(arguments.data)
+    print(f"wrote {write_summary(arguments.data)}")
+
+
+if __name__ == "__main__":
+    main()
