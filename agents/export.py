@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +87,10 @@ def export(
         raise InputError(f"{file} holds a restorer, which has no post-processing: leave --post-processing out.")
     check_exportable(task.teacher, post_processing)
     around = TraceableDetection() if post_processing else None
-    make = partial(onnx_bytes, task.teacher, task.stages, task.calibration()[0].images, around)
-    exact = make()
-    content = exact if arithmetic == "float" else integer_form(make(True), _calibration(task, post_processing))
+    # widened: where two layers follow each other onnxruntime 1.31 makes an integer convolution of its own, which takes
+    # no weights of fewer bits
+    exact = onnx_bytes(task.teacher, task.stages, task.calibration()[0].images, around, widen=True)
+    content = exact if arithmetic == "float" else integer_form(exact, _calibration(task, post_processing))
     if arithmetic == "auto":
         student, runtime, _ = _metrics(task, content, post_processing, "search")
         if not _agree(task.metric_name, student, runtime):

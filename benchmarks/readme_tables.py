@@ -148,11 +148,74 @@ def _in_order(by_target: dict[str, float]) -> dict[str, float]:
     return {f"{t}x" if t[0].isdigit() else "17.4x": by_target[t] for t in order}
 
 
+PEERS = {
+    "onnxruntime": "onnxruntime, int8",
+    "nncf": "nncf, int8",
+    "torchao": "torchao, int4 weights",
+    "brevitas": "brevitas, int4 weights",
+    "mct": "model-compression-toolkit, mixed 2/4/8",
+    "aimet": "aimet-torch, mixed 2/4/8",
+}
+OWN = {"float32": "float32", "uniform2": "uniform 2 bit", "uniform2_finetuned": "uniform 2 bit, fine-tuned", **TITLES}
+
+
+def _method(name: str) -> str:
+    """A row's title in the paper's table."""
+    kind, _, target = name.partition("-")
+    titles = {"hsq": "**HSQ**, {}x", "ilp_repaired": "integer program, {}x"}
+    return titles[kind].format(target) if kind in titles else OWN.get(name, name)
+
+
+def paper_table(result: dict[str, Any]) -> str:
+    """The paper's table on one data set, detector by detector, and below it what the paper itself says."""
+    rows = ["| | mAP (test) | points lost | bytes | ratio | ms |", "|---|---:|---:|---:|---:|---:|"]
+    for detector, own in result.items():
+        if not isinstance(own, dict) or "methods" not in own:
+            continue
+        whole = own["methods"]["float32"]["map"]
+        rows.append(f"| *{detector}* | | | | | |")
+        for name, row in own["methods"].items():
+            if name in PEERS:
+                continue
+            seeds = f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else ""
+            time = "" if row["latency_ms"] is None else f"{row['latency_ms']:.1f}"
+            lost = "" if name == "float32" else f"{100 * (whole - row['map']):.2f}"
+            size = f"{row['bytes']:,} | {row['ratio']:.2f}x"
+            rows.append(f"| {_method(name)}{seeds} | {row['map']:.4f} | {lost} | {size} | {time} |")
+    for name, row in result["quoted_from_the_paper"].items():
+        title = _method(name) if name != "hsq" else "HSQ"
+        rows.append(f"| *quoted from the paper, COCO: {title}* | {row['map']:.3f} | | | {row['ratio']:.0f}x | |")
+    return "\n".join(rows)
+
+
+def peers_table(result: dict[str, Any]) -> str:
+    """Other libraries beside HSQ in no more bytes."""
+    rows = [
+        "| | points lost | bytes written | if packed to its bits | HSQ in no more bytes, points lost | HSQ's ratio |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for data in (name for name in ("embedded", "bccd") if name in result):
+        rows.append(f"| *{data}* | | | | | |")
+        for name, row in result[data].items():
+            lost, ours = (
+                "" if score is None else f"{100 * (row['teacher_map'] - score):.2f}"
+                for score in (row["map"], row["hsq_map"])
+            )
+            packed = f"{row['nominal_bytes']:,} ({row['nominal_ratio']:.2f}x)"
+            written = f"{row['bytes']:,} ({row['ratio']:.2f}x)"
+            ratio = "" if row["hsq_ratio"] is None else f"{row['hsq_ratio']:.2f}x"
+            rows.append(f"| {PEERS[name]} {row['version']} | {lost} | {written} | {packed} | {ours} | {ratio} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "artifacts.json": artifacts_table,
     "speed.json": speed_table,
     "search.json": search_table,
     "spark.json": spark_table,
+    "table1_embedded.json": paper_table,
+    "table1_bccd.json": paper_table,
+    "peers.json": peers_table,
 }
 
 

@@ -19,6 +19,7 @@ from detectors.fcos import build_fcos
 
 BACKGROUND = "__background__"  # torchvision's name of label 0 where it stands for nothing
 RATIOS = (0.5, 1.0, 2.0)  # of the anchors' sides
+MOST_SAMPLED = 512  # proposals per image in training, torchvision's
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Wanted:
     :param min_size: pixels of the shorter image side
     :param max_size: pixels of the longer image side at most
     :param score_thresh: detections below are dropped
-    :param proposals: boxes per image that a second stage classifies; torchvision's number when None
+    :param proposals: boxes per image that a second stage classifies, of which training samples no more either;
+        torchvision's number when None
     """
 
     classes: int
@@ -116,6 +118,7 @@ def _faster_rcnn(factory: Callable[..., nn.Module], per_map: bool) -> Callable[[
         arguments: dict[str, Any] = {**_common(wanted), "box_score_thresh": wanted.score_thresh}
         if wanted.proposals is not None:
             arguments["rpn_post_nms_top_n_test"] = wanted.proposals
+            arguments["box_batch_size_per_image"] = min(MOST_SAMPLED, wanted.proposals)
         model: Any = factory(**arguments)
         if wanted.level_scale != 1:
             every = [wanted.level_scale * 2**level for level in range(5, 10)]

@@ -11,10 +11,14 @@ from helpers import random_plan
 from onnx import TensorProto, numpy_helper
 from pyramid_task import LEVELS, PyramidTask
 from tiny_task import TinyTask
+from torch import nn
 from towers_task import TowersTask
 
+from detectors.stages import Stage
 from hsq_env.choices import Choice, Plan
+from hsq_env.layers import CompressedLayer, make_compressible
 from hsq_env.onnx_file import SIGNED, StoredWeight, onnx_bytes, outputs_of, packed
+from hsq_env.quantizers import activation_range
 from hsq_env.raw_outputs import RawOutputs
 from hsq_env.student import Student, trace_layers
 
@@ -115,3 +119,21 @@ def test_the_model_stays_as_it_is(tiny: TinyTask) -> None:
     onnx_bytes(student.model, tiny.stages, tiny.calibration()[0].images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.model.state_dict().items())
     assert all(layer.choice == Choice(4, 0.5) for layer in student.layers)
+
+
+def test_layers_of_few_bits_right_behind_each_other_load() -> None:
+    """Here onnxruntime 1.31 makes an integer convolution by itself, which takes no weights of 2 bits."""
+    torch.manual_seed(0)
+    model = make_compressible(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1))).eval().requires_grad_(False)
+    images = torch.rand(2, 3, 6, 6)
+    for layer in model:
+        assert isinstance(layer, CompressedLayer)
+        layer.compress(Choice(2, 0.25), (activation_range(-2.0, 2.0, 8),), "unstructured")
+
+    def stages(network: nn.Module) -> list[Stage]:
+        return [Stage("all", "all", frozenset({"images"}), lambda state: {"y": network(state["images"])})]
+
+    with pytest.raises(Exception, match="int2"):  # as soon as this loads, nothing has to be widened for it
+        outputs_of(onnx_bytes(model, stages, images))
+    found = outputs_of(onnx_bytes(model, stages, images, widen=True))(images.numpy())["y"]
+    np.testing.assert_allclose(found, model(images).numpy(), atol=0.05)  # a code of the second layer's input apart

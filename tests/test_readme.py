@@ -8,7 +8,15 @@ import gymnasium as gym
 import pytest
 from tiny_task import TinyTask
 
-from benchmarks.readme_tables import README, artifacts_table, search_table, spark_table, with_tables
+from benchmarks.readme_tables import (
+    README,
+    artifacts_table,
+    paper_table,
+    peers_table,
+    search_table,
+    spark_table,
+    with_tables,
+)
 
 
 def test_tables_are_those_of_the_result_files() -> None:
@@ -33,6 +41,38 @@ def test_tables_of_comparisons_by_hand() -> None:
         "|---|---:|---:|",
         "| dncnn W2A8, dB | 0.30 (0.10 to 0.40), 3 |  |",
         "| detector W2, points |  | 2.00, 1 |",
+    ]
+
+
+def test_the_papers_table_by_hand() -> None:
+    methods = {
+        "float32": {"map": 0.75, "bytes": 8000, "ratio": 1.0, "seeds": [0.75], "latency_ms": 9.0},
+        "uniform4_finetuned": {"map": 0.74, "bytes": 1100, "ratio": 7.27, "seeds": [0.74], "latency_ms": None},
+        "ilp_repaired-8": {"map": 0.745, "bytes": 990, "ratio": 8.08, "seeds": [0.745], "latency_ms": 5.0},
+        "hsq-8": {"map": 0.747, "bytes": 999, "ratio": 8.01, "seeds": [0.74, 0.747, 0.75], "latency_ms": 4.96},
+        "mct": {"map": 0.7, "bytes": 8000, "ratio": 1.0},
+    }
+    quoted = {"float32": {"map": 0.453, "ratio": 1.0}, "hsq": {"map": 0.439, "ratio": 6.0}}
+    result = {"command": "x", "fcos": {"methods": methods, "left": 0}, "quoted_from_the_paper": quoted}
+    assert paper_table(result).splitlines()[2:] == [
+        "| *fcos* | | | | | |",
+        "| float32 | 0.7500 |  | 8,000 | 1.00x | 9.0 |",
+        "| uniform 4 bit, fine-tuned | 0.7400 | 1.00 | 1,100 | 7.27x |  |",
+        "| integer program, 8x | 0.7450 | 0.50 | 990 | 8.08x | 5.0 |",
+        "| **HSQ**, 8x (3 seeds) | 0.7470 | 0.30 | 999 | 8.01x | 5.0 |",
+        "| *quoted from the paper, COCO: float32* | 0.453 | | | 1x | |",
+        "| *quoted from the paper, COCO: HSQ* | 0.439 | | | 6x | |",
+    ]
+
+
+def test_the_table_of_other_libraries_by_hand() -> None:
+    row = {"map": 0.70, "teacher_map": 0.75, "bytes": 8000, "ratio": 1.0, "nominal_bytes": 1000, "nominal_ratio": 8.0}
+    mct = {**row, "version": "2.6", "hsq_map": 0.745, "hsq_ratio": 8.1}
+    nncf = {**row, "version": "3.4", "hsq_map": None, "hsq_ratio": None}
+    assert peers_table({"embedded": {"nncf": nncf, "mct": mct}}).splitlines()[2:] == [
+        "| *embedded* | | | | | |",
+        "| nncf, int8 3.4 | 5.00 | 8,000 (1.00x) | 1,000 (8.00x) |  |  |",
+        "| model-compression-toolkit, mixed 2/4/8 2.6 | 5.00 | 8,000 (1.00x) | 1,000 (8.00x) | 0.50 | 8.10x |",
     ]
 
 

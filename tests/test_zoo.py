@@ -290,16 +290,18 @@ def test_detectors_for_small_images_have_smaller_anchors(name: str) -> None:
 def test_a_second_stage_trains_on_boxes_that_are_not_rounded(
     shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under bfloat16, and with torchvision's four losses."""
+    """Under bfloat16, with torchvision's four losses, and on no more boxes than the spec's 12."""
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     task = task_of(name, shapes_folder)
     model: Any = copy.deepcopy(task.teacher).train()
     kinds: list[torch.dtype] = []
+    sampled: list[int] = []
     select = model.roi_heads.select_training_samples
 
     def note(proposals: Any, targets: Any) -> Any:
         found = select(proposals, targets)
         kinds.extend([found[0][0].dtype, found[3][0].dtype])
+        sampled.extend(len(boxes) for boxes in found[0])
         return found
 
     monkeypatch.setattr(model.roi_heads, "select_training_samples", note)
@@ -307,6 +309,7 @@ def test_a_second_stage_trains_on_boxes_that_are_not_rounded(
         losses = architecture_of(model).training_losses(model, task.finetuning()[0])
     assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     assert all(loss.isfinite() for loss in losses.values()) and set(kinds) == {torch.float32}
+    assert len(sampled) == len(task.finetuning()[0].image_ids) and max(sampled) == 12
     student = Student(task, trace_layers(task))
     assert finetune_all(student, 1, bfloat16=True)  # labels and sizes stay integers
 

@@ -52,7 +52,7 @@ def teacher(
         two nearest to 1.5 times image size over 800
     :param score_thresh: detections below are dropped; lower ones cost time and hardly change mAP
     :param proposals: boxes per image that the second stage of a Faster R-CNN classifies; torchvision's 1000, or 150 for
-        MobileNet, if not given, of which small images need fewer
+        MobileNet, if not given, of which small images need fewer; training looks at no more per image either
     :param train_images: how many "shapes" to draw for training
     :param vertical_flip: augment with vertical flips too
     :param bfloat16: convolutions in bfloat16: twice as fast on processors with AMX and on GPUs

@@ -14,7 +14,7 @@ from aimet_torch.mixed_precision import choose_mixed_precision
 from aimet_torch.model_preparer import prepare_model
 from aimet_torch.quantsim import QuantizationSimModel
 
-from benchmarks.peers.given import TARGET, Compressed, Given
+from benchmarks.peers.given import CLEAREST, TARGET, Compressed, Given
 
 WIDTHS = (8, 4, 2)
 ROUNDS = 8  # of halving the accuracy that may be lost
@@ -30,7 +30,7 @@ def compress(given: Given) -> Compressed:
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(name)
-        low, high = 0.0, 2 * given.signal_to_noise(_simulation(given).model)
+        low, high = 0.0, CLEAREST
         best: tuple[Any, dict[str, float]] | None = None
         for turn in range(ROUNDS):
             drop = (low + high) / 2 if turn else high  # everything that can be lost comes first
@@ -91,9 +91,9 @@ def _bits(network: Any, weights: dict[str, int]) -> dict[str, float]:
     widths: dict[str, set[float]] = {name: set() for name in weights}
     stored = {name: dict(network.named_modules())[name].weight for name in weights}
     for module in network.modules():
-        quantizers = getattr(module, "param_quantizers", {})
-        if not isinstance(module, torch.nn.Conv2d) or quantizers.get("weight") is None:
+        if not isinstance(module, torch.nn.Conv2d):
             continue
+        quantizers: Any = module.param_quantizers
         for name, weight in stored.items():
             if weight.shape == module.weight.shape and torch.equal(weight, module.weight):
                 widths[name].add(float(quantizers["weight"].bitwidth))

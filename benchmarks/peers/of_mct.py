@@ -4,10 +4,13 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import model_compression_toolkit as mct
+import torch
 
 from benchmarks.peers.given import TARGET, Compressed, Given
 
@@ -33,9 +36,10 @@ def compress(given: Given) -> Compressed:
     bits = {name: _bits(network, name.replace(".", "_")) for name in convolutions}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        mct.exporter.pytorch_export_model(
-            network, str(file), images, serialization_format=mct.exporter.PytorchExportSerializationFormat.ONNX
-        )
+        with patch.object(torch.onnx, "export", partial(torch.onnx.export, dynamo=False)):
+            mct.exporter.pytorch_export_model(
+                network, str(file), images, serialization_format=mct.exporter.PytorchExportSerializationFormat.ONNX
+            )
         size = sum(part.stat().st_size for part in Path(folder).iterdir())
     return Compressed(
         run=network,
