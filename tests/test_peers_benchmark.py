@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT
+from tiny_task import TinyTask
 from torch import nn
 
 import benchmarks.peers.given as given_module
@@ -193,3 +194,33 @@ def test_every_peer_has_its_file_and_its_exact_versions() -> None:
             pins = (folder / "requirements" / f"{peer}.txt").read_text().split()
             assert all("==" in pin for pin in pins)
             assert package.replace("-", "_") in [pin.partition("==")[0].replace("-", "_") for pin in pins]
+
+
+def test_a_table_is_made_and_gone_on_with(
+    tiny: TinyTask, record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows of a tiny network: plans once, a search for each seed, nothing twice, and torn runs anew."""
+    monkeypatch.setattr(tiny, "spec", SimpleNamespace(detector="tiny"), raising=False)
+    monkeypatch.setattr(table, "TARGETS", (4.0, 6.0))
+    monkeypatch.setitem(table.BENCHES, "embedded", table.Bench({}, 30, 1, 2, 1))
+    monkeypatch.setattr(table.Runner, "_task", lambda self, dataset, seed: tiny)
+    monkeypatch.setattr(table, "shapes_folder", lambda counts: tmp_path)
+    work = tmp_path / "work"
+    (work / "embedded-tiny" / "seed1").mkdir(parents=True)
+    (work / "embedded-tiny" / "seed1" / "teacher.safetensors").write_text("of a run that was interrupted")
+    monkeypatch.setattr("sys.argv", ["table1", "--work", str(work)])
+    table.main()
+    rows = table.lines("embedded")
+    assert [(row["kind"], row["seed"]) for row in rows] == [("plans", 0), ("search", 0), ("search", 1), ("search", 2)]
+    own = json.loads((record / "table1_embedded.json").read_text())["tiny"]
+    methods = own["methods"]
+    uniform = {f"uniform{bits}{tuned}" for bits in (8, 4, 2) for tuned in ("", "_finetuned")}
+    assert set(methods) == {"float32", *uniform, "ilp_repaired-4", "ilp_repaired-6", "hsq-4", "hsq-6"}
+    assert own["left"] == 0 and methods["float32"]["ratio"] == 1.0
+    for name in ("ilp_repaired-4", "hsq-4", "ilp_repaired-6", "hsq-6"):
+        assert methods[name]["ratio"] >= float(name[-1])
+    assert len(methods["hsq-6"]["seeds"]) == 3 and len(methods["ilp_repaired-6"]["seeds"]) == 1
+    for seed in range(3):
+        assert (work / "embedded-tiny" / f"seed{seed}" / "model-6.hsq").is_file()
+    table.main()
+    assert table.lines("embedded") == rows
