@@ -34,9 +34,9 @@ def run_stages(stages: Sequence[Stage], state: State) -> State:
 def as_read(layer: nn.Module, x: Tensor) -> Tensor:
     """``x`` as a layer that runs once in a forward pass computes with it.
 
-    Layers that round what they read have a method ``quantized_input``; for all others it is ``x`` itself.
+    Layers that round what they read have a method ``handed_on``; for all others it is ``x`` itself.
     """
-    rounded: Tensor = layer.quantized_input(x) if hasattr(layer, "quantized_input") else x  # type: ignore[operator]
+    rounded: Tensor = layer.handed_on(x) if hasattr(layer, "handed_on") else x  # type: ignore[operator]
     return rounded
 
 

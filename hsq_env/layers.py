@@ -76,6 +76,7 @@ class CompressedLayer(nn.Module):
     stored_weight: Tensor | None
     stored_bias: Tensor | None
     range_factor: nn.Parameter | None  # of every call's activation range, while ranges are learned
+    mark: nn.Parameter | None
 
     def init_compression(self) -> None:
         """Add the state of a choice to a layer that has its weights already."""
@@ -89,6 +90,7 @@ class CompressedLayer(nn.Module):
         ones = torch.ones(self.weight.shape[0], device=self.weight.device)
         self.scale_factor = nn.Parameter(ones, requires_grad=False)
         self.register_parameter("range_factor", None)
+        self.register_parameter("mark", None)  # shows in a traced graph what is handed on; only while it is traced
         self.register_buffer("base_scale", ones.clone())
         for name in ("mask", "codes", "stored_weight", "stored_bias"):  # follow the model to its device
             self.register_buffer(name, None, persistent=False)
@@ -199,6 +201,10 @@ class CompressedLayer(nn.Module):
         if self.tuning and self.range_factor is not None:
             return self.activations[call].learned(x, self.range_factor[call])
         return self.activations[call](x)
+
+    def handed_on(self, x: Tensor) -> Tensor:
+        """The same for others who read what the layer reads (``detectors.stages.as_read``)."""
+        return self.quantized_input(x) if self.mark is None else x + self.mark
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that a choice or fine-tuning changes, copied."""

@@ -80,6 +80,7 @@ def onnx_bytes(
     graph = _Graph(_exported(model, stages, images, around))
     for name, layer in layers.items():
         graph.store_weight(f"model.{name}.weight", StoredWeight.of(layer), widen)
+        graph.quantize_handed_on(f"model.{name}.mark", layer.activations)
         graph.quantize_inputs(f"model.{name}.weight", layer.activations)
         if layer.bias is not None:
             graph.store_bias(f"model.{name}.bias")
@@ -90,8 +91,9 @@ def onnx_bytes(
 def _exported(model: nn.Module, stages: Stages, images: Tensor, around: PostProcessing | None) -> onnx.ModelProto:
     """The network with weights under the names of its parameters; those of layers with choices mean nothing yet."""
     plain, generator = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
-    for layer in plain.modules():
+    for number, layer in enumerate(plain.modules()):
         if isinstance(layer, CompressedLayer) and layer.choice is not None:
+            layer.mark = nn.Parameter(torch.tensor(float(number)), requires_grad=False) if layer.activations else None
             _, bias = layer.weight_and_bias()
             layer.weight.normal_(generator=generator)  # the exporter makes one of weights that are equal
             if bias is not None and layer.bias is not None:
@@ -134,6 +136,7 @@ class _Graph:
         self.nodes = list(model.graph.node)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self._before: dict[int, list[onnx.NodeProto]] = {}  # new nodes by the id of the node that they stand before
+        self._rounded: set[str] = set()  # what is handed on, rounded
         self._first: list[onnx.NodeProto] = []
         self._count = 0
 
@@ -200,16 +203,33 @@ class _Graph:
     def quantize_inputs(self, weight: str, ranges: Sequence[ActivationRange]) -> None:
         """Round what is multiplied with a weight, call by call in the order of the forward pass."""
         for node, given in zip(list(self._readers(weight)), ranges, strict=bool(ranges)):
-            new, source = self._before.setdefault(id(node), []), node.input[0]
-            if given.bits < 8:  # onnxruntime 1.31 makes invalid graphs of activations with types of fewer bits
-                limits = [(code - given.zero_point) * given.scale for code in (0, 2**given.bits - 1)]
-                clipped = self._name()
-                new.append(helper.make_node("Clip", [source, *map(self._number, limits)], [clipped]))
-                source = clipped
-            zero = self._constant(helper.make_tensor("", TensorProto.UINT8, (), bytes([given.zero_point]), raw=True))
-            constants, codes, node.input[0] = [self._number(given.scale), zero], self._name(), self._name()
-            new.append(helper.make_node("QuantizeLinear", [source, *constants], [codes]))
-            new.append(helper.make_node("DequantizeLinear", [codes, *constants], [node.input[0]]))
+            if node.input[0] not in self._rounded:
+                source, node.input[0] = node.input[0], self._name()
+                self._before.setdefault(id(node), []).extend(self._rounding(source, given, node.input[0]))
+
+    def quantize_handed_on(self, mark: str, ranges: Sequence[ActivationRange]) -> None:
+        """Round what a layer hands on as it reads it, in the place of the addition that marks it."""
+        if mark not in self.weights:
+            return
+        del self.weights[mark]
+        ((place, node),) = ((i, node) for i, node in enumerate(self.nodes) if mark in node.input)
+        (given,), (source,) = ranges, (name for name in node.input if name != mark)
+        self.nodes[place : place + 1] = self._rounding(source, given, node.output[0])
+        self._rounded.add(node.output[0])
+
+    def _rounding(self, source: str, given: ActivationRange, result: str) -> list[onnx.NodeProto]:
+        """Nodes that round ``source`` as a range does."""
+        new = []
+        if given.bits < 8:  # onnxruntime 1.31 makes invalid graphs of activations with types of fewer bits
+            limits = [(code - given.zero_point) * given.scale for code in (0, 2**given.bits - 1)]
+            clipped = self._name()
+            new.append(helper.make_node("Clip", [source, *map(self._number, limits)], [clipped]))
+            source = clipped
+        zero = self._constant(helper.make_tensor("", TensorProto.UINT8, (), bytes([given.zero_point]), raw=True))
+        constants, codes = [self._number(given.scale), zero], self._name()
+        new.append(helper.make_node("QuantizeLinear", [source, *constants], [codes]))
+        new.append(helper.make_node("DequantizeLinear", [codes, *constants], [result]))
+        return new
 
     def _readers(self, weight: str) -> Iterator[onnx.NodeProto]:
         """Nodes that multiply with a weight, as it is or turned over."""

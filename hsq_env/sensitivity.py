@@ -18,7 +18,7 @@ from hsq_env.student import LayerInfo, Student
 from hsq_env.task import Batch, Distilled, Task
 
 Table = NDArray[np.float64]
-CACHE_VERSION = 3  # raised whenever the same inputs would give other sensitivities
+CACHE_VERSION = 4  # raised whenever the same inputs would give other sensitivities
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detectors.stages import Stage, State, as_read
+from detectors.stages import Stage, State, as_read, run_stages
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, which EDSR subtracts
 
@@ -32,7 +32,7 @@ class DnCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """From noisy to clean images, (N, channels, H, W), in [0, 1]."""
-        return images - self.dncnn(images)
+        return _restored(self.stages(), images)
 
     def stages(self) -> list[Stage]:
         """One per convolution, in blocks of two, and the subtraction."""
@@ -108,11 +108,7 @@ class SuperResolver(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """From small to large images, (N, channels, H, W) to (N, channels, scale H, scale W), in [0, 1]."""
-        state: State = {"images": images}
-        for stage in self.stages():
-            state = stage.run(state)
-        restored: Tensor = state["restored"]
-        return restored
+        return _restored(self.stages(), images)
 
     def stages(self) -> list[Stage]:
         """Head, residual blocks, end of the body, upscalers, tail."""
@@ -139,6 +135,11 @@ def edsr(scale: int = 2, channels: int = 3, blocks: int = 16, width: int = 64) -
 def srresnet(scale: int = 4, channels: int = 3, blocks: int = 16, width: int = 64) -> SuperResolver:
     """SRResNet (Ledig et al. 2017, arXiv 1609.04802, figure 4)."""
     return SuperResolver(scale, channels, blocks, width, 9, True, (0.0,) * channels)
+
+
+def _restored(stages: list[Stage], images: Tensor) -> Tensor:
+    restored: Tensor = run_stages(stages, {"images": images})["restored"]
+    return restored
 
 
 def _stage(name: str, block: str, reads: set[str], run: Callable[[State], State]) -> Stage:

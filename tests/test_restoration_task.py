@@ -16,6 +16,8 @@ from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
 from hsq_env.finetuning import finetune_all
+from hsq_env.onnx_file import onnx_bytes, outputs_of
+from hsq_env.onnx_integer import integer_form
 from hsq_env.student import Student, evaluate, trace_layers
 from restorers.images import Photos
 from restorers.metric import psnr
@@ -207,3 +209,21 @@ def test_what_the_first_layer_rounds_off_is_not_put_back() -> None:
     restored = student.outputs(batch)["restored"]
     assert torch.equal(restored, student.layers[0].activations[0](batch.images))
     assert len(restored.unique()) <= 16 < len(batch.images.unique())
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4])
+def test_a_file_for_onnxruntime_hands_on_the_rounded_image_too(activation_bits: int) -> None:
+    """Rounding is much coarser than where both may differ, next to boundaries between codes."""
+    task = make(DENOISING)
+    student = Student(task, trace_layers(task), activation_bits)
+    student.apply(Plan(tuple(info.name for info in student.infos), (Choice(8, 0.0),) * len(student.infos)))
+    images = task.evaluation("test")[0].images
+    rounded = (student.layers[0].activations[0](images) - images).abs().mean()
+    expected = student.outputs(task.evaluation("test")[0])["restored"]
+    for content in (
+        onnx_bytes(student.model, task.stages, images),
+        integer_form(onnx_bytes(student.model, task.stages, images, widen=True), [images.numpy()]),
+    ):
+        found = torch.from_numpy(outputs_of(content)(images.numpy())["restored"])
+        assert (found - expected).abs().mean() < 0.5 * rounded
+    assert torch.equal(student.model(images), expected)
