@@ -11,7 +11,7 @@ QUICK := --warm-start ilp --episodes 2 --finetune-steps 100 --search-images 48 -
 PEERS := .peers
 # Other libraries that are measured, each in an environment of its own above this one.
 ISOLATED := nncf torchao brevitas mct aimet
-# On photographs: make peers PEER_DATA="--dataset bccd/ --teacher bccd.safetensors"
+# On photographs: make peers PEER_DATA="--data bccd --dataset bccd/ --teacher bccd.safetensors"
 PEER_DATA :=
 PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples)
 
@@ -42,7 +42,7 @@ peers: setup
 		OMP_NUM_THREADS=1 $(PEERS)/$$peer/bin/python -m benchmarks.peers.run $$peer $(PEER_DATA) || \
 		failed="$$failed $$peer"; \
 	done; \
-	$(VENV)/bin/python -m benchmarks.peers.summary; \
+	$(VENV)/bin/python -m benchmarks.peers.summary || failed="$$failed summary"; \
 	if [ -n "$$failed" ]; then echo "Not measured: $$failed" >&2; exit 1; fi
 
 test: setup

@@ -83,6 +83,8 @@ def search_table(result: dict[str, Any]) -> str:
         column = f"{target}x" if target[0].isdigit() else f"{methods['ilp']['ratio']:.1f}x"  # uniform plans overshoot
         for method, figures in methods.items():
             rows.setdefault(f"`{method}`", {})[column] = _cell({**figures, "lost": figures["points_lost"]}, 100)
+    for method, figures in result.get("bccd", {}).get("14", {}).items():
+        rows.setdefault(f"`{method}`", {})["14x, photographs"] = _cell({**figures, "lost": figures["points_lost"]}, 100)
     return "\n".join(_grid("points lost, seeds", rows))
 
 
@@ -172,14 +174,14 @@ def paper_table(result: dict[str, Any]) -> str:
     for detector, own in result.items():
         if not isinstance(own, dict) or "methods" not in own:
             continue
-        whole = own["methods"]["float32"]["map"]
+        whole = own["methods"]["float32"]["map"] if "float32" in own["methods"] else None
         rows.append(f"| *{detector}* | | | | | |")
         for name, row in own["methods"].items():
             if name in PEERS:
                 continue
             seeds = f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else ""
             time = "" if row["latency_ms"] is None else f"{row['latency_ms']:.1f}"
-            lost = "" if name == "float32" else f"{100 * (whole - row['map']):.2f}"
+            lost = "" if whole is None or name == "float32" else f"{100 * (whole - row['map']):.2f}"
             size = f"{row['bytes']:,} | {row['ratio']:.2f}x"
             rows.append(f"| {_method(name)}{seeds} | {row['map']:.4f} | {lost} | {size} | {time} |")
     for name, row in result["quoted_from_the_paper"].items():
@@ -191,7 +193,7 @@ def paper_table(result: dict[str, Any]) -> str:
 def peers_table(result: dict[str, Any]) -> str:
     """Other libraries beside HSQ in no more bytes."""
     rows = [
-        "| | points lost | bytes written | if packed to its bits | HSQ in no more bytes, points lost | HSQ's ratio |",
+        "| after training | points lost | bytes written | if packed | HSQ in no more bytes, points lost | ratio |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for data in (name for name in ("embedded", "bccd") if name in result):

@@ -14,7 +14,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def command() -> str:
     """What was called, as one would call it again."""
-    return " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = f"benchmarks.{Path(sys.argv[0]).stem}" if spec is None else spec.name
+    return " ".join(["python", "-m", module, *sys.argv[1:]])
 
 
 def write_result(name: str, figures: dict[str, Any]) -> Path:

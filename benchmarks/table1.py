@@ -31,12 +31,14 @@ from agents.baselines.plans import integer_program_choices, uniform_plan
 from agents.bench import bench
 from agents.finalists import finetuned_student
 from agents.find import Explorer
+from agents.run_folder import digest_of
 from agents.search import search
 from benchmarks.peers.run import PROTOCOL as PEERS_PROTOCOL
 from benchmarks.peers.run import RUNS as PEERS_RUNS
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from benchmarks.statistics import interquartile_mean, interval
 from detectors.errors import InputError
+from detectors.export import check_exportable
 from detectors.task import DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER
 from hsq_env.choices import Plan
@@ -50,6 +52,7 @@ TARGETS = (4.0, 6.0, 8.0, 12.0, 16.0)
 TEST_IMAGES = 2400  # of the embedded task
 BITS = (8, 4, 2)
 REPEATS = 15  # of a file's timing, of which the median counts
+SHIPPED = [SHIPPED_TEACHER]
 PLANS, SEARCH, LATENCY = "plans", "search", "latency"  # kinds of lines
 PROTOCOL = 1  # raised when earlier lines must not be compared with new ones
 QUOTED = {  # the paper's own, on COCO: not measured here
@@ -100,6 +103,7 @@ class Runner:
         self.task = self._task(dataset, 0)
         self.dataset, self.detector = dataset, self.task.spec.detector
         self.folder = work / f"{data}-{self.detector}"
+        self.digest = digest_of(teacher)
 
     def _task(self, dataset: str | Path, seed: int) -> DetectionTask:
         return detection_task(dataset, None, self.teacher, seed=seed, **self.bench.task)
@@ -161,34 +165,45 @@ class Runner:
             "detector": self.detector,
             "kind": kind,
             "seed": seed,
+            "teacher_sha256": self.digest,
             "rows": rows,
             "teacher_bytes": len(self.task.teacher_file()),
             "finetune_steps": self.bench.finetune_steps,
             "seconds": round(time.monotonic() - started, 1),
         }
 
+    def own(self) -> list[dict[str, Any]]:
+        """The detector's lines."""
+        return [row for row in lines(self.data) if row["teacher_sha256"] == self.digest]
+
     def files(self) -> dict[str, Path]:
-        """The files of all rows that have one, HSQ's of the first seed."""
-        plans = sorted((self.folder / PLANS).glob("*.hsq"))
-        found = {f"hsq-{t:g}": self.folder / "seed0" / f"model-{t:g}.hsq" for t in TARGETS}
-        return {file.stem: file for file in plans} | {name: file for name, file in found.items() if file.is_file()}
+        """The files of all rows on record that have one, HSQ's of the first seed."""
+        known = {row["method"] for line in self.own() if line["kind"] != LATENCY for row in line["rows"]}
+        found = {name: self.folder / PLANS / f"{name}.hsq" for name in known}
+        found |= {f"hsq-{t:g}": self.folder / "seed0" / f"model-{t:g}.hsq" for t in TARGETS}
+        return {name: file for name, file in sorted(found.items()) if name in known and file.is_file()}
 
     def latency(self) -> dict[str, Any]:
-        """One line with the milliseconds of every file and of float32, where there is an ONNX form."""
-        rows, plain = [], []
+        """One line with the milliseconds of every file and of float32.
+
+        :raises InputError: if there are no files, or no ONNX form of the detector
+        """
+        check_exportable(self.task.teacher, post_processing=False)
+        rows = []
         for method, file in self.files().items():
-            try:
-                (speed,) = bench(file, threads=(1,), repeats=REPEATS).speeds
-            except InputError as error:  # a detector of two stages
-                return {"protocol": PROTOCOL, "data": self.data, "detector": self.detector, "kind": LATENCY,
-                        "rows": [], "note": str(error)}  # fmt: skip
+            (speed,) = bench(file, threads=(1,), repeats=REPEATS).speeds
             rows.append({"method": method, "ms": 1000 * speed.compressed, "float32_ms": 1000 * speed.float32})
-            plain.append(1000 * speed.float32)
-        if plain:
-            rows.append({"method": "float32", "ms": float(np.median(plain)), "float32_ms": float(np.median(plain))})
+        if not rows:
+            raise InputError(f"{self.folder} has no files to time: run the table first, with the same --work.")
+        plain = float(np.median([row["float32_ms"] for row in rows]))
         return {
-            "protocol": PROTOCOL, "data": self.data, "detector": self.detector, "kind": LATENCY, "rows": rows,
-        }  # fmt: skip
+            "protocol": PROTOCOL,
+            "data": self.data,
+            "detector": self.detector,
+            "kind": LATENCY,
+            "teacher_sha256": self.digest,
+            "rows": [*rows, {"method": "float32", "ms": plain, "float32_ms": plain}],
+        }
 
 
 def fresh(folder: Path) -> None:
@@ -204,13 +219,15 @@ def methods_of(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for line in sorted((line for line in own if line["kind"] != LATENCY), key=lambda line: line["seed"]):
         for row in line["rows"]:
             found.setdefault(row["method"], []).append({**row, "teacher_bytes": line["teacher_bytes"]})
-    milliseconds = {row["method"]: row for line in own if line["kind"] == LATENCY for row in line["rows"]}
+    timed = [line for line in own if line["kind"] == LATENCY]  # of which the newest counts
+    milliseconds = {row["method"]: row for row in (timed[-1]["rows"] if timed else [])}
     return {
         method: {
             "map": float(interquartile_mean([row["map"] for row in rows])),
             "ci": interval([row["map"] for row in rows]),
             "seeds": [row["map"] for row in rows],
             "bytes": round(float(np.mean([row["bytes"] for row in rows]))),
+            "seed_bytes": [row["bytes"] for row in rows],
             "ratio": float(np.mean([row["teacher_bytes"] / row["bytes"] for row in rows])),
             "latency_ms": milliseconds[method]["ms"] if method in milliseconds else None,
             "float32_ms": milliseconds[method]["float32_ms"] if method in milliseconds else None,
@@ -219,25 +236,26 @@ def methods_of(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def peers_of(data: str, detector: str) -> list[dict[str, Any]]:
-    """What other libraries reached on a detector."""
-    rows = [row for row in read_lines(PEERS_RUNS) if row["protocol"] == PEERS_PROTOCOL]
-    return [row for row in rows if (row["data"], row["detector"]) == (data, detector)]
+def peers_of(data: str) -> list[dict[str, Any]]:
+    """What other libraries reached on a data set, the newest line of each last."""
+    return [row for row in read_lines(PEERS_RUNS) if row["protocol"] == PEERS_PROTOCOL and row["data"] == data]
 
 
-PEER_FIGURES = ("map", "bytes", "ratio", "nominal_bytes", "nominal_ratio", "latency_ms", "version", "note")
+PEER_FIGURES = (
+    "map", "bytes", "ratio", "nominal_bytes", "nominal_ratio", "latency_ms", "float32_ms", "version", "note",
+)  # fmt: skip
 
 
 def write_summary(data: str) -> Path:
-    """``table1_<data>.json`` from the lines."""
+    """``table1_<data>.json`` from the lines; of a detector with several teachers the last counts."""
     rows = lines(data)
     figures: dict[str, Any] = {}
-    for detector in dict.fromkeys(row["detector"] for row in rows):
-        own = [row for row in rows if row["detector"] == detector]
-        peers = {row["peer"]: {name: row[name] for name in PEER_FIGURES} for row in peers_of(data, detector)}
+    for detector, digest in {row["detector"]: row["teacher_sha256"] for row in rows}.items():
+        own = [row for row in rows if row["teacher_sha256"] == digest]
+        same = [row for row in peers_of(data) if row["teacher_sha256"] == digest]
         searched = {row["seed"] for row in own if row["kind"] == SEARCH}
         figures[detector] = {
-            "methods": {**methods_of(own), **peers},
+            "methods": {**methods_of(own), **{row["peer"]: {n: row[n] for n in PEER_FIGURES} for row in same}},
             "left": len(set(range(SEEDS)) - searched) + (not any(row["kind"] == PLANS for row in own)),
             "core_seconds": round(sum(row.get("seconds", 0) for row in own)),
         }
@@ -250,37 +268,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the paper's table.")
     parser.add_argument("--data", choices=list(BENCHES), default="embedded")
     parser.add_argument("--dataset", type=Path, default=Path("bccd"), help="the folder of bccd")
-    parser.add_argument("--teachers", nargs="+", type=Path, help="of bccd, a row of tables for each")
+    parser.add_argument("--teachers", nargs="+", type=Path, help="of bccd, a part of the table for each")
     parser.add_argument("--work", type=Path, default=Path("runs/table1"), help="where files go")
     parser.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), help="only these searches, and no plans")
     parser.add_argument("--latency", action="store_true", help="time the files instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.data == "embedded":
-        given = [(shapes_folder({"test": TEST_IMAGES}), SHIPPED_TEACHER)]
-    elif arguments.teachers:
-        given = [(arguments.dataset, teacher) for teacher in arguments.teachers]
-    else:
-        parser.error("bccd needs teachers: train them with 'hsq teacher' and give them with --teachers FILE...")
-    wanted = [(SEARCH, seed) for seed in arguments.seeds or range(SEEDS)]
-    for dataset, teacher in given:
-        try:
-            runner = Runner(arguments.data, dataset, teacher, arguments.work)
-        except InputError as error:
-            parser.error(str(error))
-        if arguments.latency:
-            append_line(RUNS, runner.latency())
-            continue
-        for kind, seed in [*([] if arguments.seeds else [(PLANS, 0)]), *wanted]:
-            known = {(row["detector"], row["kind"], row.get("seed")) for row in lines(arguments.data)}
-            if (runner.detector, kind, seed) in known:
-                continue
-            line = runner.line(kind, seed)
-            append_line(RUNS, line)
-            for row in line["rows"]:
-                print(f"{runner.detector} {row['method']} {seed}: {row['map']:.4f}, {row['bytes']:,} bytes", flush=True)
-            write_summary(arguments.data)
+    embedded = arguments.data == "embedded"
+    if embedded != (arguments.teachers is None):
+        parser.error("give --teachers FILE... ('hsq teacher' makes them) with --data bccd, and with that alone")
+    dataset = shapes_folder({"test": TEST_IMAGES}) if embedded else arguments.dataset
+    searches = [(SEARCH, seed) for seed in (range(SEEDS) if arguments.seeds is None else arguments.seeds)]
+    wanted = searches if arguments.seeds is not None else [(PLANS, 0), *searches]
+    try:
+        runners = [Runner(arguments.data, dataset, file, arguments.work) for file in arguments.teachers or SHIPPED]
+        if len({runner.detector for runner in runners}) < len(runners):
+            parser.error("two of the teachers are of the same detector: give one of each")
+        for runner in runners:
+            if arguments.latency:
+                append_line(RUNS, runner.latency())
+            else:
+                run(runner, wanted)
+    except InputError as error:
+        parser.error(str(error))
     print(f"wrote {write_summary(arguments.data)}")
+
+
+def run(runner: Runner, wanted: Sequence[tuple[str, int]]) -> None:
+    """What is not on record yet."""
+    for kind, seed in wanted:
+        if (kind, seed) in {(line["kind"], line.get("seed")) for line in runner.own()}:
+            continue
+        line = runner.line(kind, seed)
+        append_line(RUNS, line)
+        for row in line["rows"]:
+            print(f"{runner.detector} {row['method']} {seed}: {row['map']:.4f}, {row['bytes']:,} bytes", flush=True)
+        write_summary(runner.data)
 
 
 if __name__ == "__main__":

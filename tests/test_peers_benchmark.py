@@ -1,5 +1,6 @@
 """What other libraries are given, and how they and HSQ are put side by side."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import benchmarks.peers.given as given_module
 import benchmarks.peers.run as run_module
 import benchmarks.peers.summary as summary_module
 import benchmarks.table1 as table
-from benchmarks.peers.given import Compressed, Given
+from benchmarks.peers.given import CLEAREST, Compressed, Given
 from benchmarks.peers.run import PEERS
 from benchmarks.record import append_line, read_lines
 from detectors.errors import InputError
@@ -53,16 +54,35 @@ def test_the_score_is_the_metric_and_tells_networks_apart(given: Given) -> None:
 def test_nominal_bytes_count_convolutions_at_their_bits(given: Given) -> None:
     layers = given.convolutions()
     weights = sum(layer.weight.numel() for layer in layers.values())
-    assert given.nominal_bytes(dict.fromkeys(layers, 32.0)) == given.teacher_bytes()
-    assert given.nominal_bytes(dict.fromkeys(layers, 8.0)) == given.teacher_bytes() - 3 * weights
+    assert given.nominal_bytes(dict.fromkeys(layers, 32.0), 0) == given.teacher_bytes()
+    assert given.nominal_bytes(dict.fromkeys(layers, 8.0), 10) == given.teacher_bytes() - 3 * weights + 40
     first = next(iter(layers))
     fewer = {**dict.fromkeys(layers, 8.0), first: 4.0}
-    assert given.nominal_bytes(fewer) == given.teacher_bytes() - 3 * weights - layers[first].weight.numel() // 2
+    assert given.nominal_bytes(fewer, 0) == given.teacher_bytes() - 3 * weights - layers[first].weight.numel() // 2
+    assert given.channels() == sum(len(layer.weight) for layer in layers.values())
+
+
+def test_copies_of_a_layer_count_at_their_widest(given: Given) -> None:
+    """Found by their weights, whatever their names; the first layer has a copy of 8 bits here."""
+    layers = list(given.convolutions().values())
+    network = nn.Sequential(*copy.deepcopy(layers), copy.deepcopy(layers[0]))
+    for layer in network:
+        layer.width = 4.0
+    network[-1].width = 8.0
+    found = given.widths(network, lambda layer: layer.width)
+    assert list(found) == list(given.convolutions()) and list(found.values()) == [8.0] + [4.0] * (len(layers) - 1)
 
 
 def test_signal_to_noise_is_in_decibel(given: Given) -> None:
-    """Errors of a tenth everywhere are 20 dB below."""
-    assert given.signal_to_noise(lambda images: [1.1 * x for x in given.network(images)]) == pytest.approx(20, abs=1e-3)
+    """Of each output about its mean: outputs moved by a tenth of their spread have errors 20 dB below."""
+
+    def moved(images: torch.Tensor) -> list[torch.Tensor]:
+        outputs = given.network(images)
+        spread = {name: own.std(correction=0) for name, own in given.joined(outputs).items()}
+        return [x + 0.1 * list(spread.values())[i % 3] for i, x in enumerate(outputs)]
+
+    assert given.signal_to_noise(moved) == pytest.approx(20, abs=1e-3)
+    assert given.signal_to_noise(given.network) == CLEAREST
 
 
 def test_a_detector_of_another_kind_is_refused(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +111,7 @@ def test_a_peer_is_measured_once(given: Given, record: Path, monkeypatch: pytest
 
     def compress(own: Given) -> Compressed:
         calls.append(own)
-        return Compressed(own.network, 1000, dict.fromkeys(own.convolutions(), 4.0), None, "does nothing")
+        return Compressed(own.network, 1000, dict.fromkeys(own.convolutions(), 4.0), 0, "does nothing")
 
     monkeypatch.setitem(sys.modules, "benchmarks.peers.of_torchao", SimpleNamespace(compress=compress))
     monkeypatch.setattr(run_module, "Given", lambda *arguments: given)
@@ -102,7 +122,7 @@ def test_a_peer_is_measured_once(given: Given, record: Path, monkeypatch: pytest
     (row,) = read_lines(run_module.RUNS)
     assert len(calls) == 1 and row["peer"] == "torchao" and row["data"] == "embedded"
     assert row["map"] == row["teacher_map"] > 0.5 and row["bytes"] == 1000
-    assert row["nominal_bytes"] == given.nominal_bytes(row["bits"]) and row["ratio"] > row["nominal_ratio"] > 7
+    assert row["nominal_bytes"] == given.nominal_bytes(row["bits"], 0) and row["ratio"] > row["nominal_ratio"] > 7
 
 
 def peer_row(**more: Any) -> dict[str, Any]:
@@ -118,8 +138,10 @@ def peer_row(**more: Any) -> dict[str, Any]:
         "nominal_bytes": 800,
         "nominal_ratio": 10.0,
         "latency_ms": None,
+        "float32_ms": None,
         "seconds": 1.0,
         "version": "1",
+        "teacher_sha256": "t",
         "note": "",
         **more,
     }
@@ -135,6 +157,7 @@ def line(kind: str, seed: int, **scores: tuple[float, int]) -> dict[str, Any]:
         "seed": seed,
         "rows": rows,
         "teacher_bytes": 8000,
+        "teacher_sha256": "t",
         "seconds": 10.0,
     }
 
@@ -152,15 +175,22 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_hsq_stands_beside_a_peer_with_no_more_bytes(record: Path) -> None:
     """The smaller of what a peer writes and what its bits would weigh is what counts; plans without a search do not."""
     for seed, score in enumerate((0.70, 0.72, 0.74)):
-        append_line(table.RUNS, line("search", seed, hsq_4=(score + 0.01, 1000), hsq_8=(score, 790), hsq_16=(0.6, 400)))
+        append_line(
+            table.RUNS, line("search", seed, hsq_4=(score + 0.01, 1000), hsq_8=(score, 790 + seed), hsq_16=(0.6, 400))
+        )
     append_line(table.RUNS, line("plans", 0, float32=(0.75, 8000), uniform4=(0.69, 795)))
     append_line(run_module.RUNS, peer_row())
     append_line(run_module.RUNS, peer_row(peer="aimet", nominal_bytes=300))
     append_line(run_module.RUNS, peer_row(peer="nncf", bytes=1000, nominal_bytes=2000))
     append_line(run_module.RUNS, peer_row(peer="torchao", data="bccd"))
+    append_line(run_module.RUNS, peer_row(peer="onnxruntime", bytes=1000, teacher_sha256="of another teacher"))
+    append_line(run_module.RUNS, peer_row(peer="brevitas", protocol=run_module.PROTOCOL - 1))
+    append_line(table.RUNS, {**line("search", 0, hsq_8=(0.9, 10)), "protocol": table.PROTOCOL - 1})
     made = summary_module.summary("embedded")
-    assert list(made) == ["nncf", "mct", "aimet"]
-    assert made["mct"]["hsq_map"] == pytest.approx(0.72) and made["mct"]["hsq_ratio"] == pytest.approx(8000 / 790)
+    assert list(made) == ["onnxruntime", "nncf", "mct", "aimet"] and made["onnxruntime"]["hsq_map"] is None
+    assert made["mct"]["hsq_map"] == pytest.approx(0.72) and made["mct"]["hsq_ratio"] == pytest.approx(
+        8000 / 791, rel=1e-4
+    )
     assert made["mct"]["hsq_seeds"] == [0.70, 0.72, 0.74]
     assert made["nncf"]["hsq_map"] == pytest.approx(0.73)
     assert made["aimet"]["hsq_map"] is None  # no file is as small
@@ -197,7 +227,11 @@ def test_every_peer_has_its_file_and_its_exact_versions() -> None:
 
 
 def test_a_table_is_made_and_gone_on_with(
-    tiny: TinyTask, record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyTask,
+    record: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """All rows of a tiny network: plans once, a search for each seed, nothing twice, and torn runs anew."""
     monkeypatch.setattr(tiny, "spec", SimpleNamespace(detector="tiny"), raising=False)
@@ -205,6 +239,7 @@ def test_a_table_is_made_and_gone_on_with(
     monkeypatch.setitem(table.BENCHES, "embedded", table.Bench({}, 30, 1, 2, 1))
     monkeypatch.setattr(table.Runner, "_task", lambda self, dataset, seed: tiny)
     monkeypatch.setattr(table, "shapes_folder", lambda counts: tmp_path)
+    monkeypatch.setattr(table, "check_exportable", lambda model, post_processing: None)
     work = tmp_path / "work"
     (work / "embedded-tiny" / "seed1").mkdir(parents=True)
     (work / "embedded-tiny" / "seed1" / "teacher.safetensors").write_text("of a run that was interrupted")
@@ -224,3 +259,43 @@ def test_a_table_is_made_and_gone_on_with(
         assert (work / "embedded-tiny" / f"seed{seed}" / "model-6.hsq").is_file()
     table.main()
     assert table.lines("embedded") == rows
+    monkeypatch.setattr("sys.argv", ["table1", "--work", str(tmp_path / "elsewhere"), "--latency"])
+    with pytest.raises(SystemExit) as stop:
+        table.main()
+    assert stop.value.code == 2 and table.lines("embedded") == rows
+    assert "has no files to time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--data", "bccd"], "give --teachers FILE"),
+        (["--teachers", "some.safetensors"], "with --data bccd, and with that alone"),
+        (["--data", "bccd", "--dataset", "no/folder", "--teachers", "a.safetensors"], "There is no data folder"),
+    ],
+)
+def test_bad_input_of_the_table(
+    given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["table1", *given])
+    with pytest.raises(SystemExit) as stop:
+        table.main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["mct"], "make peers"),
+        (["onnxruntime", "--data", "bccd"], "give --teacher FILE"),
+        (["onnxruntime", "--teacher", "some.safetensors"], "give --teacher FILE with --data bccd"),
+        (["onnxruntime", "--data", "bccd", "--teacher", "absent.safetensors"], "absent.safetensors is no file"),
+    ],
+)
+def test_bad_input_of_a_peer(
+    given: list[str], said: str, record: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run", *given])
+    with pytest.raises(SystemExit) as stop:
+        run_module.main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err and not run_module.RUNS.exists()

@@ -12,7 +12,7 @@ from torchvision.models.detection import FCOS
 
 from detectors.errors import InputError
 from detectors.stages import per_anchor, run_stages
-from detectors.task import DetectionTask, detection_task, shapes_folder
+from detectors.task import SHAPES, DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER, teacher_bytes
 
 Run = Callable[[Tensor], Sequence[Any]]  # from images to what PlainFCOS puts out, as tensors or arrays
@@ -67,17 +67,20 @@ class Compressed:
 
     :param run: its network
     :param bytes: that its export writes
-    :param bits: of the weights of every convolution, by their names in ``PlainFCOS``; a weight that it keeps in copies
-        of several widths stands there with the sum of them
-    :param latency_ms: of an image in its own runtime on one thread; None if it only simulates
+    :param bits: of the weights of every convolution, by their names in ``PlainFCOS``
+    :param scales: of all weights together, each in float32
     :param note: what has to be known of the figures
+    :param latency_ms: of an image in its own runtime on one thread; None if it only simulates
+    :param float32_ms: of the float32 network there, timed in turn
     """
 
     run: Run
     bytes: int
     bits: dict[str, float]
-    latency_ms: float | None
+    scales: int
     note: str
+    latency_ms: float | None = None
+    float32_ms: float | None = None
 
 
 class Given:
@@ -86,12 +89,13 @@ class Given:
     :param dataset: "shapes" or a COCO-layout folder
     :param teacher: of an FCOS; the shipped one when None
     :param test_images: the first of the test split; all when None
-    :raises InputError: for a detector of another kind
+    :raises InputError: for a detector of another kind, or data that cannot be used
     """
 
-    def __init__(self, dataset: str = "shapes", teacher: Path | None = None, test_images: int | None = None) -> None:
-        self.dataset = dataset
-        embedded = dataset == "shapes"
+    def __init__(
+        self, dataset: str | Path = SHAPES, teacher: Path | None = None, test_images: int | None = None
+    ) -> None:
+        embedded = dataset == SHAPES
         folder = shapes_folder({"test": TEST_IMAGES}) if embedded else dataset
         settings: dict[str, Any] = {"pool_images": 8, "test_images": test_images}
         if not embedded:
@@ -113,10 +117,31 @@ class Given:
         """Of the float32 teacher's file."""
         return len(teacher_bytes(self.task.teacher, self.task.spec))
 
-    def nominal_bytes(self, bits: dict[str, float]) -> int:
-        """What the teacher's file would weigh if each convolution's weights took their bits and nothing more."""
+    def channels(self) -> int:
+        """Output channels of all convolutions: as many scales as weights per channel have."""
+        return sum(layer.out_channels for layer in self.convolutions().values())
+
+    def nominal_bytes(self, bits: dict[str, float], scales: int) -> int:
+        """What the teacher's file would weigh if each convolution's weights took their bits, and scales 4 bytes."""
         saved = sum(m.weight.numel() * (32 - bits[name]) / 8 for name, m in self.convolutions().items())
-        return round(self.teacher_bytes() - saved)
+        return round(self.teacher_bytes() - saved + 4 * scales)
+
+    def widths(self, network: nn.Module, width_of: Callable[[Any], float]) -> dict[str, float]:
+        """Bits of every convolution in a network that has its weights under other names, perhaps in several copies.
+
+        Of copies with several widths the largest counts.
+
+        :param width_of: bits of a convolution of ``network``
+        """
+        layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        return {
+            name: max(
+                width_of(layer)
+                for layer in layers
+                if layer.weight.shape == own.weight.shape and torch.equal(layer.weight, own.weight)
+            )
+            for name, own in self.convolutions().items()
+        }
 
     def joined(self, outputs: Sequence[Any]) -> dict[str, Tensor]:
         """A plain network's outputs as the last stage has them."""
@@ -139,10 +164,14 @@ class Given:
 
     @torch.no_grad()
     def signal_to_noise(self, run: Run) -> float:
-        """dB of the teacher's outputs over a network's errors, on the calibration images; ``CLEAREST`` at most."""
+        """dB of the teacher's outputs over a network's errors, on the calibration images; ``CLEAREST`` at most.
+
+        The mean over class logits, boxes and centerness, each about its own mean: logits far below zero everywhere
+        would count as signal, and more than all else.
+        """
         ratios = []
         for images in self.images:
-            expected = torch.cat([x.flatten() for x in self.network(images)])
-            found = torch.cat([torch.as_tensor(x).flatten() for x in run(images)])
-            ratios.append(10 * torch.log10(expected.square().mean() / (expected - found).square().mean()))
-        return min(CLEAREST, float(torch.stack(ratios).mean()))
+            expected, found = self.joined(self.network(images)), self.joined(run(images))
+            for name, own in expected.items():
+                ratios.append(10 * torch.log10(own.var(correction=0) / (own - found[name]).square().mean()))
+        return min(CLEAREST, float(torch.stack(ratios).clamp_max(CLEAREST).mean()))

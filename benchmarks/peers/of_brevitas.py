@@ -30,7 +30,7 @@ def compress(given: Given) -> Compressed:
         run=found[way],
         bytes=size,
         bits=dict.fromkeys(given.convolutions(), 4.0),
-        latency_ms=None,
+        scales=given.channels(),
         note=f"{way} bias correction; its ONNX file holds weights of 4 bits in a byte each",
     )
 
