@@ -210,6 +210,17 @@ def peers_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def coco_table(result: dict[str, Any]) -> str:
+    """What one search on COCO takes, part by part."""
+    speed, hours = result["images_per_second"], result["hours_at_most"]
+    where = f"{result['device'].upper()}, {result['threads']} threads"
+    parts = ", ".join(f"{name} {own:.0f}" for name, own in hours.items())
+    return (
+        f"Measured ({where}): {speed['forward']:.2f} images per second forward, {speed['training']:.2f} in training. "
+        f"Derived, at most: {result['hours_at_most_in_all']:.0f} hours ({parts})."
+    )
+
+
 TABLES = {
     "artifacts.json": artifacts_table,
     "speed.json": speed_table,
@@ -218,6 +229,7 @@ TABLES = {
     "table1_embedded.json": paper_table,
     "table1_bccd.json": paper_table,
     "peers.json": peers_table,
+    "coco_cost_cpu.json": coco_table,
 }
 
 
