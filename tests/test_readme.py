@@ -11,6 +11,7 @@ from tiny_task import TinyTask
 from benchmarks.readme_tables import (
     README,
     artifacts_table,
+    coco_table,
     paper_table,
     peers_table,
     search_table,
@@ -75,6 +76,16 @@ def test_the_table_of_other_libraries_by_hand() -> None:
         "| nncf, int8 3.4 | 5.00 | 8,000 (1.00x) | 1,000 (8.00x) |  |  |",
         "| model-compression-toolkit, mixed 2/4/8 2.6 | 5.00 | 8,000 (1.00x) | 1,000 (8.00x) | 0.50 | 8.10x |",
     ]
+
+
+def test_what_coco_takes_by_hand() -> None:
+    speed = {"forward": 0.514, "training": 0.149}
+    hours = {"tables": 41.6, "test": 16.4}
+    made = {"device": "cpu", "threads": 2, "images_per_second": speed, "hours_at_most": hours}
+    assert coco_table({**made, "hours_at_most_in_all": 58.0}) == (
+        "Measured (CPU, 2 threads): 0.51 images per second forward, 0.15 in training. Derived, at most: 58 hours (tables "
+        "42, test 16)."
+    )
 
 
 def test_table_of_files_by_hand() -> None:
