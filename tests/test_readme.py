@@ -83,8 +83,8 @@ def test_what_coco_takes_by_hand() -> None:
     hours = {"tables": 41.6, "test": 16.4}
     made = {"device": "cpu", "threads": 2, "images_per_second": speed, "hours_at_most": hours}
     assert coco_table({**made, "hours_at_most_in_all": 58.0}) == (
-        "Measured (CPU, 2 threads): 0.51 images per second forward, 0.15 in training. Derived, at most: 58 hours (tables "
-        "42, test 16)."
+        "Measured (CPU, 2 threads): 0.51 images per second forward, 0.15 in training. Derived, at most: 58 hours "
+        "(tables 42, test 16)."
     )
 
 
