@@ -82,6 +82,6 @@ def test_bits_in_which_weights_lie(tiny: TinyTask, infos: tuple[LayerInfo, ...])
 def test_onnxruntimes_own_quantization_is_one(tiny: TinyTask, tmp_path: Path) -> None:
     images = tiny.calibration()[0].images
     plain = onnx_bytes(tiny.teacher, tiny.stages, images)
-    theirs = artifacts._quantize_static(plain, [images.numpy()], tmp_path)
+    theirs = artifacts.quantize_static_bytes(plain, [images.numpy()], tmp_path)
     kinds = [node.op_type for node in onnx.load_from_string(theirs).graph.node]
     assert "QuantizeLinear" in kinds and len(theirs) < len(plain)
