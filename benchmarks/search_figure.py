@@ -1,4 +1,4 @@
-"""The figure of ``benchmarks/search.py``: test mAP with intervals, and the best divergence against evaluations.
+"""The figure of ``benchmarks/search.py``: points lost with intervals, and the best divergence against evaluations.
 
 python -m benchmarks.search_figure [--task embedded]
 """
@@ -18,6 +18,16 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 
 GRID = 200  # points of a curve
+FAR = 0.3  # points of mAP above the median method that are too many for one axis
+AGENT = "dqn"
+COLORS = {  # told apart by eyes of all kinds (Okabe and Ito)
+    AGENT: "#0072B2",
+    "ilp": "#E69F00",
+    "ilp_repaired": "#009E73",
+    "ilp_loads": "#D55E00",
+    "local": "#CC79A7",
+    "greedy": "#56B4E9",
+}
 
 
 def curve_of(rows: list[dict[str, Any]], evaluations: np.ndarray) -> np.ndarray:
@@ -30,35 +40,64 @@ def curve_of(rows: list[dict[str, Any]], evaluations: np.ndarray) -> np.ndarray:
     return np.asarray(np.mean(curves, axis=0))
 
 
+def far_off(lost: dict[str, float]) -> dict[str, float]:
+    """Methods that lose so much that the others would fall together on the same axis, the best of them first."""
+    usual = float(np.median(list(lost.values())))
+    limit = usual + max(FAR, abs(usual))
+    return {method: points for method, points in sorted(lost.items(), key=lambda item: item[1]) if points > limit}
+
+
 def draw(task: str, figures: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
-    """Two rows of panels, a column per target.
+    """Two rows of panels, a column per target; methods that are far off are written, not drawn.
 
     :param figures: of ``search.json`` for the task
     :param rows: its runs
     """
     targets = [t for t in TARGETS if t in figures]
-    fig, axes = plt.subplots(2, len(targets), figsize=(4 * len(targets), 8), squeeze=False)
+    fig, axes = plt.subplots(2, len(targets), figsize=(4.6 * len(targets), 9), squeeze=False)
     for column, target in enumerate(targets):
-        methods = sorted(figures[target], key=lambda m: figures[target][m]["iqm"])
-        centers = np.array([figures[target][m]["iqm"] for m in methods])
-        intervals = np.array([figures[target][m]["ci"] for m in methods])
-        top = axes[0][column]
-        top.errorbar(centers, np.arange(len(methods)), xerr=np.abs(intervals.T - centers), fmt="o", capsize=3)
-        top.set_yticks(np.arange(len(methods)), methods)
-        top.set_title(f"{task}, target {target}")
-        top.set_xlabel("test mAP, interquartile mean and 95 % interval")
-        below = axes[1][column]
-        for method in methods:
-            own = [r for r in rows if r["target"] == target and r["method"] == method]
-            evaluations = np.linspace(0, max(r["budget"] for r in own), GRID)
-            below.plot(evaluations, curve_of(own, evaluations), label=method)
-        below.set_yscale("log")
-        below.set_xlabel("student evaluations")
-        below.set_ylabel("best divergence on the search images")
-        below.legend(fontsize="x-small")
+        lost = {method: own["points_lost"] for method, own in figures[target].items()}
+        far = far_off(lost)
+        methods = sorted((m for m in lost if m not in far), key=lambda m: -lost[m])
+        _draw_losses(axes[0][column], figures[target], methods)
+        written = [f"{method} {points:.1f}" for method, points in far.items()]
+        title = f"{task}, {target}" + ("x" if target[0].isdigit() else "")
+        axes[0][column].set_title(title + (f"\noff the chart: {', '.join(written)}" if written else ""), fontsize=9)
+        _draw_curves(axes[1][column], [r for r in rows if r["target"] == target], methods)
     fig.tight_layout()
-    fig.savefig(path, dpi=120)
+    fig.savefig(path, dpi=110)
     plt.close(fig)
+
+
+def _draw_losses(axis: Any, figures: dict[str, Any], methods: list[str]) -> None:
+    """Points lost: the interquartile mean, its interval, and every seed."""
+    for place, method in enumerate(methods):
+        own, color = figures[method], _color(method)
+        teacher = 100 * own["iqm"] + own["points_lost"]
+        low, high = (teacher - 100 * bound for bound in reversed(own["ci"]))
+        axis.plot([low, high], [place, place], color=color, linewidth=2)
+        axis.plot([teacher - 100 * score for score in own["seeds"]], [place] * len(own["seeds"]), "|", color=color)
+        axis.plot(own["points_lost"], place, "o", color=color)
+    axis.set_yticks(range(len(methods)), methods)
+    axis.set_xlabel("points of test mAP lost")
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _draw_curves(axis: Any, rows: list[dict[str, Any]], methods: list[str]) -> None:
+    """The best divergence so far, of the main methods with a name each."""
+    for method in reversed(methods):
+        own = [r for r in rows if r["method"] == method]
+        evaluations = np.linspace(0, max(r["budget"] for r in own), GRID)
+        label = method if method in COLORS else None
+        width = 2.5 if method == AGENT else 1.2
+        axis.plot(evaluations, curve_of(own, evaluations), label=label, color=_color(method), linewidth=width)
+    axis.set_xlabel("student evaluations")
+    axis.set_ylabel("best divergence so far (others in grey)")
+    axis.legend(fontsize="small")
+
+
+def _color(method: str) -> str:
+    return COLORS.get(method, "0.7")
 
 
 def main() -> None:

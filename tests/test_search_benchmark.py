@@ -15,7 +15,7 @@ from agents.finalists import finetuned_student
 from agents.find import Explorer
 from benchmarks.record import append_line, read_lines
 from benchmarks.search import BENCHES, SETTINGS, Run, interquartile_mean, plan_of, summary
-from benchmarks.search_figure import curve_of, draw
+from benchmarks.search_figure import curve_of, draw, far_off
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 from hsq_env.student import Student
@@ -137,6 +137,14 @@ def test_curves_are_means_over_seeds() -> None:
     rows = [row("dqn", 0, 0.7), row("dqn", 1, 0.7)]
     found = curve_of(rows, np.array([0.0, 72.0, 99.0, 100.0, 500.0]))
     assert np.isnan(found[0]) and found[1:].tolist() == [3.0, 3.0, 1.5, 1.5]
+
+
+def test_what_is_far_off_is_written_and_not_drawn() -> None:
+    lost = {"dqn": 0.1, "ilp": 0.2, "greedy": 0.9, "random": 9.0, "uniform": 1.7}
+    assert far_off(lost) == {"random": 9.0}  # the median is 0.9
+    assert far_off({"dqn": -1.4, "ilp": -1.3, "random": 5.0}) == {"random": 5.0}
+    hardest = {"dqn": 4.2, "ilp": 4.4, "greedy": 4.4, "uniform": 57.0, "random": 38.0}
+    assert list(far_off(hardest)) == ["random", "uniform"]
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
