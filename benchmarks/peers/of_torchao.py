@@ -12,7 +12,7 @@ from benchmarks.peers.given import Compressed, Given
 
 
 def compress(given: Given) -> Compressed:
-    """Its 4-bit form for GPUs takes linear layers alone; this one takes convolutions and keeps a weight per byte."""
+    """Its form of few bits for any device, which takes convolutions and keeps a weight per byte."""
     network, file = copy.deepcopy(given.network), io.BytesIO()
     settings = IntxWeightOnlyConfig(
         weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch: its stubs lack it
