@@ -33,9 +33,11 @@ from agents.finalists import finetuned_student
 from agents.find import Explorer
 from agents.run_folder import digest_of
 from agents.search import search
+from benchmarks.peers.given import REPEATS
 from benchmarks.peers.run import PROTOCOL as PEERS_PROTOCOL
 from benchmarks.peers.run import RUNS as PEERS_RUNS
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
+from benchmarks.search import TEST_IMAGES
 from benchmarks.statistics import interquartile_mean, interval
 from detectors.errors import InputError
 from detectors.export import check_exportable
@@ -49,9 +51,7 @@ from hsq_env.student import evaluate
 RUNS = RESULTS / "table1_runs.jsonl"
 SEEDS = 3
 TARGETS = (4.0, 6.0, 8.0, 12.0, 16.0)
-TEST_IMAGES = 2400  # of the embedded task
 BITS = (8, 4, 2)
-REPEATS = 15  # of a file's timing, of which the median counts
 SHIPPED = [SHIPPED_TEACHER]
 PLANS, SEARCH, LATENCY = "plans", "search", "latency"  # kinds of lines
 PROTOCOL = 1  # raised when earlier lines must not be compared with new ones

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 
+from benchmarks.search import TEST_IMAGES
 from detectors.errors import InputError
 from detectors.stages import per_anchor, run_stages
 from detectors.task import SHAPES, DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER, teacher_bytes
 
 Run = Callable[[Tensor], Sequence[Any]]  # from images to what PlainFCOS puts out, as tensors or arrays
-TEST_IMAGES = 2400  # of the embedded task, as everywhere in the benchmarks
 CLEAREST = 60.0  # dB; less error than this counts as none
+REPEATS = 15  # of a timing, of which the median counts
 TARGET = 8.0  # float32 weights over what mixed precision may keep of them
 
 

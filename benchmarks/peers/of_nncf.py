@@ -9,9 +9,8 @@ import nncf
 import openvino
 
 from agents.bench import medians
-from benchmarks.peers.given import Compressed, Given
+from benchmarks.peers.given import REPEATS, Compressed, Given
 
-REPEATS = 15
 ONE_THREAD = {"INFERENCE_NUM_THREADS": 1}
 
 

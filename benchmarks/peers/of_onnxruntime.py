@@ -5,10 +5,8 @@ from pathlib import Path
 
 from agents.bench import medians, session
 from benchmarks.artifacts import quantize_static_bytes
-from benchmarks.peers.given import Compressed, Given
+from benchmarks.peers.given import REPEATS, Compressed, Given
 from benchmarks.peers.plain_onnx import plain_onnx
-
-REPEATS = 15
 
 
 def compress(given: Given) -> Compressed:
