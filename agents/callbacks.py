@@ -102,6 +102,22 @@ class EpisodeRecorder(BaseCallback):
             return False
         return self.deadline is None or time.monotonic() < self.deadline
 
+    def on_new_workers(self) -> None:
+        """The episodes that were going on are lost."""
+        self._on_training_start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Clocks count from another moment after a restart: what is left and what has passed is kept."""
+        now = time.monotonic()
+        left = None if self.deadline is None else self.deadline - now
+        return {**self.__dict__, "deadline": left, "_started": [now - started for started in self._started]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        now = time.monotonic()
+        self.__dict__.update(state)
+        self.deadline = None if self.deadline is None else now + self.deadline
+        self._started = [now - passed for passed in self._started]
+
     def _finish(self, worker: int, info: dict[str, Any]) -> None:
         now = time.monotonic()
         episode = Episode.of(self.source, info, self._rewards[worker], now - self._started[worker])

@@ -65,6 +65,12 @@ class Dyna(BaseCallback):
         for worker in range(workers):
             self._propose(worker)
 
+    def on_new_workers(self) -> None:
+        """The episodes that were going on are lost."""
+        self._walks = [Walk() for _ in range(self.training_env.num_envs)]
+        for worker in range(len(self._walks)):
+            self._propose(worker)
+
     def _on_step(self) -> bool:
         for worker, info in enumerate(self.locals["infos"]):
             if info.get("evaluations_spent"):

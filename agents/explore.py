@@ -1,21 +1,25 @@
 """The part of a search that looks for plans: rollouts that seed the replay, and agents of every kind at work."""
 
+import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tqdm import tqdm
 
 from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
+from agents.keeper import Callbacks, Keeper, learn
 from agents.run_folder import RunFolder
-from hsq_env.choices import Plan
+from detectors.teacher import write_atomically
+from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 
 UNLIMITED_EPISODES = 1_000_000
@@ -63,6 +67,9 @@ class SearchLog:
     :param merit: of accuracy and ratio, smaller is better, where plans are compared by it (see ``KeepBest``)
     :param bounded: whether there is a budget without a target ratio, of time
     :param notes: what else a search has to tell, by name; callables are called when they are written
+    :param ended: whether there is nothing left to look for
+    :param told: what the notes of a search that has ended were
+    :param record: a file to which every finished episode is added
     """
 
     say: Callable[[str], None]
@@ -74,6 +81,9 @@ class SearchLog:
     merit: Callable[[float, float], float] | None = None
     bounded: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+    told: dict[str, Any] = field(default_factory=dict)
+    record: Path | None = None
 
     def count(self, steps: tuple[int, int]) -> None:
         """Add the ``steps_taken`` of an environment."""
@@ -90,11 +100,50 @@ class SearchLog:
                 self.folder.write_plan(episode.plan, episode.target_ratio)
                 self.folder.write_model(info["model"], episode.target_ratio)
         self.episodes.append(episode)
+        if self.record is not None:
+            with open(self.record, "a") as file:
+                file.write(json.dumps({**episode.to_json(), "score": info.get("score")}) + "\n")
         aim = f" (asked {episode.target_ratio:g}x)" if len(self.best_score) > 1 else ""
         self.say(
             f"episode {len(self.episodes)} ({episode.source}): accuracy {episode.accuracy:.4f} at "
             f"{episode.ratio:.2f}x{aim}, divergence {episode.divergence:.3f}, {episode.seconds:.0f} s"
         )
+
+    def end(self) -> None:
+        """Nothing more is looked for: notes become what they have to tell."""
+        self.told, self.notes, self.ended = self.diagnostics(), {}, True
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What the notes have to tell, as JSON has it."""
+        return {**self.told, **{name: note() if callable(note) else _plain(note) for name, note in self.notes.items()}}
+
+    def recover(self, layers: Sequence[str], anew: bool) -> list[Episode]:
+        """Take episodes back that were finished after those that are known, from the record.
+
+        :param layers: names
+        :param anew: those episodes will be played again; the record forgets them
+        :return: those that were taken
+        """
+        if self.record is None or not self.record.is_file():
+            return []
+        lines = self.record.read_bytes().splitlines(keepends=True)
+        if anew:
+            write_atomically(self.record, b"".join(lines[: len(self.episodes)]))
+            return []
+        taken = []
+        for line in lines[len(self.episodes) :]:
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last one may be torn
+                continue
+            score, choices = row.pop("score"), tuple(Choice(*choice) for choice in row.pop("choices"))
+            episode = Episode(plan=Plan(tuple(layers), choices), **row)
+            taken.append(episode)
+            if score is not None:
+                best = self.best_score.get(episode.target_ratio, -math.inf)
+                self.best_score[episode.target_ratio] = max(best, score)
+        self.episodes += taken
+        return taken
 
     def score(self, episode: Episode) -> float:
         """What plans are compared by, higher is better; as ``KeepBest`` has it."""
@@ -113,6 +162,11 @@ class SearchLog:
         for episode in sorted(aimed, key=lambda e: -self.score(e)):
             different.setdefault(episode.plan, episode)
         return list(different.values())[:count]
+
+
+def _plain(note: Any) -> Any:
+    """Records as dictionaries, tuples as lists, as JSON has them."""
+    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else list(row) for row in note]
 
 
 def executed_choices(env: HSQEnv, plan: Plan) -> list[int]:
@@ -210,6 +264,35 @@ def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[Bas
     return [PretrainOnReplay()]
 
 
+class ProgressBar:
+    """Of the present episode, with the best divergence so far; shown on terminals only.
+
+    :param layers: steps of an episode
+    """
+
+    def __init__(self, layers: int, log: SearchLog) -> None:
+        self.layers, self.log = layers, log
+        self._bar: Any = None
+
+    def __call__(self, info: dict[str, Any]) -> None:
+        """A step."""
+        if self._bar is None:
+            self._bar = tqdm(total=self.layers, desc="episode", disable=None, leave=False)
+        if self._bar.n == self.layers:
+            self._bar.reset()
+        self._bar.update()
+        best = min((e.divergence for e in self.log.episodes), default=math.nan)
+        self._bar.set_postfix(accuracy=f"{info['accuracy']:.3f}", best=f"{best:.4f}")
+
+    def close(self) -> None:
+        """Take it away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bar": None}
+
+
 def train_agent(
     agent: BaseAlgorithm,
     layers: int,
@@ -218,26 +301,22 @@ def train_agent(
     episodes: int | None,
     time_budget: float | None,
     callbacks: list[BaseCallback],
+    keeper: Keeper | None = None,
 ) -> None:
     """Let the agent learn until its episodes, its seconds or the evaluations are used up, with a progress bar.
 
     :param layers: steps of an episode
     :param source: name of the agent in the log
+    :param keeper: of checkpoints
     """
     if episodes == 0 or time_budget == 0:
         return
-    with tqdm(total=layers, desc="episode", disable=None, leave=False) as bar:
-
-        def on_progress(info: dict[str, Any]) -> None:
-            if bar.n == layers:
-                bar.reset()
-            bar.update()
-            best = min((e.divergence for e in log.episodes), default=math.nan)
-            bar.set_postfix(accuracy=f"{info['accuracy']:.3f}", best=f"{best:.4f}")
-
-        deadline = None if time_budget is None else time.monotonic() + time_budget
-        recorder = EpisodeRecorder(source, log.note, episodes, deadline, on_progress)
-        unlimited = episodes is None or any(getattr(c, "gives_up_episodes", False) for c in callbacks)
-        rounds = math.ceil((UNLIMITED_EPISODES if unlimited else episodes or 0) / agent.n_envs)
-        limit = rounds * agent.n_envs * layers
-        agent.learn(total_timesteps=limit, callback=CallbackList([*callbacks, recorder]))
+    deadline = None if time_budget is None else time.monotonic() + time_budget
+    progress = ProgressBar(layers, log)
+    recorder = EpisodeRecorder(source, log.note, episodes, deadline, progress)
+    unlimited = episodes is None or any(getattr(c, "gives_up_episodes", False) for c in callbacks)
+    rounds = math.ceil((UNLIMITED_EPISODES if unlimited else episodes or 0) / agent.n_envs)
+    try:
+        learn(agent, rounds * agent.n_envs * layers, Callbacks([*callbacks, recorder], keeper))
+    finally:
+        progress.close()

@@ -1,7 +1,10 @@
 """The part of a search that follows the agent: long fine-tuning, the choice, the figures of the table."""
 
+import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -12,12 +15,44 @@ from agents.run_folder import RunFolder
 from hsq_env.choices import Plan
 from hsq_env.compensation import apply_plan
 from hsq_env.env import HSQEnv
+from hsq_env.file import load_hsq, save_hsq
 from hsq_env.finetuning import finetune_all
+from hsq_env.kept_training import KeptTraining
 from hsq_env.student import Student, evaluate
 
 UNIFORM_BITS = (8, 4)
 Say = Callable[[str], None]
 Found = tuple[float | None, Episode, Student]  # the target, the plan's episode, the fine-tuned student
+
+
+@dataclass(frozen=True)
+class KeptStudents:
+    """Students that were fine-tuned at length, and the training of one, for a search that is interrupted.
+
+    :param folder: of checkpoints
+    :param minutes: between two states of a training
+    """
+
+    folder: Path
+    minutes: float
+
+    def finetuned(self, env: HSQEnv, plan: Plan, steps: int, label: str) -> Student:
+        """``finetuned_student``, unless it is there already."""
+        name = hashlib.sha256(repr((plan, steps)).encode()).hexdigest()[:16]
+        file, training = self.folder / f"{name}.hsq", KeptTraining(self.folder / f"{name}.training", self.minutes)
+        student = fresh_student(env)
+        if file.is_file():
+            load_hsq(file, student.model)
+            return student
+        finetuned(student, plan, steps, label, env.compressor.repair.bfloat16, training)
+        save_hsq(student, file)
+        training.discard()
+        return student
+
+
+def fresh_student(env: HSQEnv) -> Student:
+    """With the teacher's weights."""
+    return Student(env.task, env.layers, env.student.activation_bits, env.student.pattern)
 
 
 def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Student:
@@ -28,34 +63,40 @@ def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Studen
     :param steps: gradient steps; 0 for none
     :param label: for the progress bar
     """
-    student = Student(env.task, env.layers, env.student.activation_bits, env.student.pattern)
-    return finetuned(student, plan, steps, label, env.compressor.repair.bfloat16)
+    return finetuned(fresh_student(env), plan, steps, label, env.compressor.repair.bfloat16)
 
 
-def finetuned(student: Student, plan: Plan, steps: int, label: str, bfloat16: bool) -> Student:
+def finetuned(
+    student: Student, plan: Plan, steps: int, label: str, bfloat16: bool, kept: KeptTraining | None = None
+) -> Student:
     """The same of a student that carries nothing yet; it is changed.
 
     :param bfloat16: fine-tune under autocast
+    :param kept: where an interrupted training stands
     """
     apply_plan(student, plan)
     with tqdm(total=steps, desc=f"fine-tuning {label}", disable=None, leave=False) as bar:
-        if steps and not finetune_all(student, steps, on_step=lambda _: bar.update(), bfloat16=bfloat16):
+        if steps and not finetune_all(student, steps, on_step=lambda _: bar.update(), bfloat16=bfloat16, kept=kept):
             apply_plan(student, plan)
     return student
 
 
-def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Episode, Student, list[dict[str, Any]]]:
+def choose(
+    env: HSQEnv, best: list[Episode], steps: int, say: Say, kept: KeptStudents | None = None
+) -> tuple[Episode, Student, list[dict[str, Any]]]:
     """Fine-tune the best plans and keep the best on the search split.
 
     Under a budget that is the one with the smallest divergence, which tells plans apart that the metric on few images
     cannot; without one it is the highest metric.
 
+    :param kept: for a search that may be interrupted
     :return: the winner, its fine-tuned student, and a row for each candidate
     """
     winner: tuple[float, Episode, Student] | None = None
     rows = []
     for number, episode in enumerate(best):
-        student = finetuned_student(env, episode.plan, steps, f"plan {number + 1} of {len(best)}")
+        made = finetuned_student if kept is None else kept.finetuned
+        student = made(env, episode.plan, steps, f"plan {number + 1} of {len(best)}")
         metric = evaluate(env.task, student.stages, "search")
         _, divergence = env.compressor.judge.measure_anew(student.stages)
         name = env.task.metric_name
@@ -74,11 +115,18 @@ def choose(env: HSQEnv, best: list[Episode], steps: int, say: Say) -> tuple[Epis
 
 
 def measure(
-    env: HSQEnv, folder: RunFolder, found: dict[str, Found], teacher_bytes: int, steps: int, say: Say
+    env: HSQEnv,
+    folder: RunFolder,
+    found: dict[str, Found],
+    teacher_bytes: int,
+    steps: int,
+    say: Say,
+    kept: KeptStudents | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Bytes on disk and the test metric of HSQ and of the uniform plans, as they are and fine-tuned alike.
 
     :param found: HSQ's by name
+    :param kept: for a search that may be interrupted
     :return: ``{name: {"map" (the metric's name), "bytes", "ratio"}}``
     """
     methods: dict[str, dict[str, Any]] = {}
@@ -93,7 +141,8 @@ def measure(
     for bits in UNIFORM_BITS:
         for suffix, count in (("", 0), ("_finetuned", steps)):
             name = f"uniform{bits}{suffix}"
-            add(name, finetuned_student(env, uniform_plan(env, bits), count, name), f"baselines/{name}.hsq")
+            made = finetuned_student if kept is None or not count else kept.finetuned
+            add(name, made(env, uniform_plan(env, bits), count, name), f"baselines/{name}.hsq")
     for name, (target, episode, student) in found.items():
         folder.write_plan(student.plan(), target)  # together with its file, lest an interruption comes between
         add(name, student, folder.named("model.hsq", target))

@@ -1,10 +1,12 @@
 """Looking for plans with an agent of any kind: a baseline, one of Stable-Baselines3's, or one's own."""
 
+import contextlib
 import importlib
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from agents.dyna import Dyna, learn_from_rollouts
 from agents.evaluations import EvaluationBudget
 from agents.explore import Policy, SearchLog, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
+from agents.keeper import Keeper, Training, learn
 from agents.plan_agent import PlanAgent
 from agents.replay import fill_replay, replay_of
 from agents.return_to_best import ReturnToBest
@@ -107,12 +110,16 @@ class Explorer:
         log: SearchLog,
         logs: str | None = None,
         on_agent: Callable[[Any], object] = lambda agent: None,
+        keeper: Keeper | None = None,
+        begun: Training | None = None,
     ) -> Any:
         """Search.
 
         :param log: takes every finished episode
         :param logs: a folder for TensorBoard's files and progress.csv, of agents that write some
         :param on_agent: called with the agent before it begins
+        :param keeper: of checkpoints, which agents of Stable-Baselines3 have
+        :param begun: a training to go on with
         :return: the agent
         """
         env.reset(seed=self.seed)
@@ -120,10 +127,10 @@ class Explorer:
             if self.algo in BASELINES:
                 return self._play_baseline(env, log)
             if ":" not in self.algo:
-                return self._train(env, log, logs, None, on_agent)
+                return self._train(env, log, logs, None, on_agent, keeper, begun)
             made = _made_by(self.algo, env)
             if isinstance(made, BaseAlgorithm):
-                return self._train(env, log, logs, made, on_agent)
+                return self._train(env, log, logs, made, on_agent, keeper, begun)
             on_agent(made)
             self._play(made, env, log, self.evaluations)
             return made
@@ -155,11 +162,14 @@ class Explorer:
         logs: str | None,
         made: BaseAlgorithm | None,
         on_agent: Callable[[Any], object],
+        keeper: Keeper | None,
+        begun: Training | None,
     ) -> BaseAlgorithm:
+        if begun is not None:
+            return self._go_on(env, log, logs, begun, on_agent)
         seeds = self._rollouts(env, log)
         left = None if self.evaluations is None else max(0, self.evaluations - env.evaluations)
-        share = None if left is None else left // self.workers
-        with make_workers(env, self.workers, partial(self._wrapped, log, share)) as trained_on:
+        with self._side_by_side(env, log, left) as trained_on:
             agent = self._agent(trained_on) if made is None else made
             if made is not None:
                 agent.set_env(trained_on)
@@ -168,11 +178,46 @@ class Explorer:
                 agent.set_logger(configure(logs, ["tensorboard", "csv"]))
             callbacks = [*seed_replay(agent, seeds), *self._dyna(env, seeds), *self._callbacks(env, seeds, log)]
             if left != 0:
-                train_agent(agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks)
-            if self.workers > 1:
-                for steps in [*steps_taken(trained_on), env.steps_taken]:  # the rollouts were the parent's
-                    log.count(steps)
+                train_agent(agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks, keeper)
+            self._count(env, trained_on, log)
         return agent
+
+    def _go_on(
+        self, env: HSQEnv, log: SearchLog, logs: str | None, begun: Training, on_agent: Callable[[Any], object]
+    ) -> BaseAlgorithm:
+        """Go on with a training: with one worker as if it had never stopped, with several from their next episodes."""
+        callbacks = begun.callbacks
+        agent = callbacks.model
+        env.stand(begun.standing)
+        for steps in begun.spent:
+            log.count(steps)
+        spent = env.evaluations + log.steps - log.visited_steps
+        left = None if self.evaluations is None else max(0, self.evaluations - spent)
+        with contextlib.ExitStack() as stack:
+            if self.workers > 1:
+                agent.set_env(stack.enter_context(self._side_by_side(env, log, left)))
+            on_agent(agent)
+            if logs is not None:
+                agent.set_logger(configure(logs, ["tensorboard", "csv"]))
+            callbacks.resumed = begun
+            learn(agent, begun.total, callbacks)
+            self._count(env, agent.env, log)
+        return agent
+
+    def _side_by_side(
+        self, env: HSQEnv, log: SearchLog, left: int | None
+    ) -> AbstractContextManager[gym.Env[Any, Any] | VecEnv]:
+        """What the agent trains on.
+
+        :param left: evaluations, which workers share
+        """
+        share = None if left is None else left // self.workers
+        return make_workers(env, self.workers, partial(self._wrapped, log, share))
+
+    def _count(self, env: HSQEnv, trained_on: gym.Env[Any, Any] | VecEnv | None, log: SearchLog) -> None:
+        if self.workers > 1 and trained_on is not None:
+            for steps in [*steps_taken(trained_on), env.steps_taken]:  # the rollouts were the parent's
+                log.count(steps)
 
     @property
     def merit(self) -> Callable[[float, float], float] | None:

@@ -1,9 +1,14 @@
 """The folder that a search writes: refused if it holds something, every file whole or absent."""
 
+import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,25 @@ from detectors.teacher import write_atomically
 from hsq_env.choices import Plan
 from hsq_env.file import save_hsq
 from hsq_env.student import Student
+
+CHECKPOINTS, SETTINGS = "checkpoints", "settings.json"
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What an interrupted search wrote when it began.
+
+    :raises InputError: if the folder holds none
+    """
+    if (path / "result.json").is_file():
+        raise InputError(f"The search of {path} has ended: its figures are in {path / 'result.json'}.")
+    file = path / CHECKPOINTS / SETTINGS
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} holds no search that could go on: give the --out of one with --resume.") from error
+    if not isinstance(found, dict) or not {"problem", "arguments"} <= set(found):
+        raise InputError(f"{file} is no settings of a search: give the --out of one with --resume.")
+    return found
 
 
 def check_new_folder(path: Path) -> None:
@@ -34,13 +58,51 @@ class RunFolder:
 
     :param path: must not exist or be empty
     :param several: whether the search has several targets: ``plan-6.json``, ``model-6.hsq`` for the one of 6
-    :raises InputError: if it holds anything or is a file
+    :param resumed: whether it is an interrupted search's
+    :raises InputError: if it holds anything or is a file; or no interrupted search, where it should
     """
 
-    def __init__(self, path: str | Path, several: bool = False) -> None:
+    def __init__(self, path: str | Path, several: bool = False, resumed: bool = False) -> None:
         self.path, self.several = Path(path), several
-        check_new_folder(self.path)
+        if resumed:
+            read_settings(self.path)
+        else:
+            check_new_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of what a search needs to go on; absent once it has ended."""
+        return self.path / CHECKPOINTS
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other search can write to this folder.
+
+        :raises InputError: if one does
+        """
+        self.checkpoints.mkdir(exist_ok=True)
+        with open(self.checkpoints / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            except OSError as error:
+                raise InputError(f"Another search writes to {self.path}: give another folder, or wait.") from error
+            yield
+
+    def new_logs(self) -> Path:
+        """A folder for TensorBoard's files that holds none yet: a resumed search has one of its own."""
+        first = self.path / "tensorboard"
+        resumed = (first / f"resumed-{number}" for number in itertools.count(1))
+        return next(folder for folder in (first, *itertools.islice(resumed, 10_000)) if not folder.exists())
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Write what a search needs to be resumed."""
+        self.write_json(f"{CHECKPOINTS}/{SETTINGS}", settings)
+
+    def discard_checkpoints(self) -> None:
+        """The search has ended."""
+        shutil.rmtree(self.checkpoints)
+        (self.path / "interrupted.json").unlink(missing_ok=True)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write a JSON file."""
@@ -69,7 +131,8 @@ class RunFolder:
         files = [
             path for kind in ("*.hsq", "*.safetensors", "plan*.json", "latency.json") for path in self.path.rglob(kind)
         ]
-        return {str(path.relative_to(self.path)): digest_of(path) for path in sorted(files)}
+        lasting = [path for path in files if self.checkpoints not in path.parents]
+        return {str(path.relative_to(self.path)): digest_of(path) for path in sorted(lasting)}
 
     def write_policy(self, agent: BaseAlgorithm) -> None:
         """Write ``policy.zip``, which SB3's ``load`` reads, and ``replay.npz`` if the agent has a replay."""

@@ -1,32 +1,37 @@
 """The search pipeline: sensitivities, seeds, agent, long fine-tuning, choice on the search split, test figures."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
+from agents.checkpoint import Checkpoints
 from agents.explore import SearchLog
-from agents.finalists import choose, measure
+from agents.finalists import KeptStudents, choose, measure
 from agents.find import Explorer
+from agents.keeper import Keeper, handling_signals, interrupt
 from agents.provenance import machine, versions
-from agents.run_folder import RunFolder, check_new_folder
+from agents.run_folder import RunFolder, check_new_folder, read_settings
 from detectors.errors import InputError
 from hsq_env.accuracy import untreated_metric
 from hsq_env.channels import shared_inputs
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
 from hsq_env.latency_table import LatencyTable
+from hsq_env.outcomes import OutcomeFile
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import Student, evaluate
 from hsq_env.task import Task
 from restorers.task import RestorationTask
 
 BETA_WITHOUT_TARGET = 0.95
+CHECKPOINT_MINUTES = 5.0
 
 
 def search(
@@ -43,6 +48,9 @@ def search(
     target_latency: float | None = None,
     model: str = "",
     task_settings: dict[str, Any] | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    resume: bool = False,
+    arguments: dict[str, Any] | None = None,
     say: Callable[[str], None] = tqdm.write,
     **env_arguments: Any,
 ) -> dict[str, Any]:
@@ -63,6 +71,9 @@ def search(
     :param model: name for the result file
     :param task_settings: arguments of ``hsq_env.make.make_task`` that make the same task again from the teacher that
         the run writes; without them the record cannot be replayed
+    :param checkpoint_minutes: between two checkpoints
+    :param resume: go on with the interrupted search of ``out``, which must have had the same arguments
+    :param arguments: of the command, which a resumed search reads again
     :param say: prints a line
     :param env_arguments: of ``HSQEnv``
     :return: the content of ``result.json``
@@ -71,7 +82,12 @@ def search(
     """
     started = time.monotonic()
     explorer = explorer or Explorer()
-    check_new_folder(Path(out))
+    if resume:
+        read_settings(Path(out))
+    else:
+        check_new_folder(Path(out))
+    if checkpoint_minutes < 0:
+        raise InputError(f"There are no {checkpoint_minutes} minutes between checkpoints: give 0 or more.")
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
     explorer.check()
@@ -91,9 +107,7 @@ def search(
         **env_arguments,
     )
     say(f"teacher: {env.compressor.judge.scale.teacher:.4f} on the search split, {env.teacher_bytes:,} bytes")
-    folder = RunFolder(out, several=len(env.budgets) > 1)
-    log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None)
-    teacher_bytes = folder.write_teacher(task.teacher_file())
+    folder = RunFolder(out, several=len(env.budgets) > 1, resumed=resume)
     targets = list(env.budgets)
     settings = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
     header: dict[str, Any] = {
@@ -121,50 +135,109 @@ def search(
             "sparsity_pattern": env.student.pattern,
             "bfloat16": env.compressor.repair.bfloat16,
         }
-    agents: list[Any] = []  # there is one as soon as it begins
-    try:
-        agent = explorer.run(env, log, str(folder.path / "tensorboard"), on_agent=agents.append)
-        if isinstance(agent, BaseAlgorithm):
-            folder.write_policy(agent)
-        if not log.episodes:
-            raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
-        methods, candidates = {}, {}
-        for target in targets:
-            best = log.best_plans(finalists, target)
-            if not best:
-                raise InputError(f"No plan that reaches {target}x was finished: give more evaluations or episodes.")
-            winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say)
-            methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
-        figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say)
-        on_test, untreated = evaluate(task, task.stages(task.teacher), "test"), untreated_metric(task, "test")
-    except KeyboardInterrupt:
-        for agent in agents:
-            if isinstance(agent, BaseAlgorithm):
-                folder.write_policy(agent)
-        folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
-        raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
-    key, latency = task.metric_name.lower(), {}
-    table = env.layer_costs.table
-    if table is not None:
-        folder.write_json("latency.json", table.to_json())
-        plans = {name: found[1].plan for name, found in methods.items()}
-        latency["latency"] = _latency(table, env.student, plans)
-    result = {
-        **header,
-        "teacher": {
-            key: on_test,
-            "bytes": teacher_bytes,
-            f"search_{key}": env.compressor.judge.scale.teacher,
-            f"untreated_{key}": untreated,
-        },
-        "methods": figures,
-        "candidates": candidates if folder.several else candidates[str(targets[0])],
-        **latency,
-        "sha256": folder.digests(),
-        **_record(log, explorer.algo, started),
-    }
-    folder.write_json("result.json", result)
-    return result
+    record = folder.checkpoints / "episodes.jsonl"
+    log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None, record=record)
+    with folder.locked(), handling_signals(interrupt):
+        _settle(folder, env, header, arguments, resume)
+        teacher_bytes = folder.write_teacher(task.teacher_file())
+        env.share(OutcomeFile(folder.checkpoints / "outcomes.txt"))
+        kept = KeptStudents(folder.checkpoints, checkpoint_minutes)
+        agents: list[Any] = []  # there is one as soon as it begins
+        try:
+            _explore(env, explorer, folder, log, resume, checkpoint_minutes, agents.append)
+            if not log.episodes:
+                raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
+            methods, candidates = {}, {}
+            for target in targets:
+                best = log.best_plans(finalists, target)
+                if not best:
+                    raise InputError(f"No plan that reaches {target}x was finished: give more evaluations or episodes.")
+                winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say, kept)
+                methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
+            figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say, kept)
+            on_test, untreated = evaluate(task, task.stages(task.teacher), "test"), untreated_metric(task, "test")
+        except KeyboardInterrupt:
+            for agent in agents:
+                if isinstance(agent, BaseAlgorithm):
+                    folder.write_policy(agent)
+            folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
+            raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
+        key, latency = task.metric_name.lower(), {}
+        table = env.layer_costs.table
+        if table is not None:
+            folder.write_json("latency.json", table.to_json())
+            plans = {name: found[1].plan for name, found in methods.items()}
+            latency["latency"] = _latency(table, env.student, plans)
+        result = {
+            **header,
+            "teacher": {
+                key: on_test,
+                "bytes": teacher_bytes,
+                f"search_{key}": env.compressor.judge.scale.teacher,
+                f"untreated_{key}": untreated,
+            },
+            "methods": figures,
+            "candidates": candidates if folder.several else candidates[str(targets[0])],
+            **latency,
+            "sha256": folder.digests(),
+            **_record(log, explorer.algo, started),
+        }
+        folder.write_json("result.json", result)
+        folder.discard_checkpoints()
+        return result
+
+
+def _settle(
+    folder: RunFolder, env: HSQEnv, header: dict[str, Any], arguments: dict[str, Any] | None, resume: bool
+) -> None:
+    """Write down what is searched, or see that it is what was searched before.
+
+    :raises InputError: if it is not
+    """
+    settings = {"problem": env.problem(), "search": header, "arguments": arguments or {}, "versions": versions()}
+    if not resume:
+        folder.write_settings(settings)
+        return
+    before, now = read_settings(folder.path), json.loads(json.dumps(settings))
+    if before["problem"] != now["problem"]:
+        raise InputError(
+            f"The search of {folder.path} was begun with another teacher, other images or other settings of its "
+            "steps: give what it was begun with."
+        )
+    for name, value in now["search"].items():
+        if name == "rebuild":  # a folder may have been named from elsewhere; the images were compared
+            continue
+        was = before["search"].get(name)
+        if was != value:
+            raise InputError(f"The search of {folder.path} was begun with {name} {was}, not {value}: give that.")
+
+
+def _explore(
+    env: HSQEnv,
+    explorer: Explorer,
+    folder: RunFolder,
+    log: SearchLog,
+    resume: bool,
+    minutes: float,
+    on_agent: Callable[[Any], object],
+) -> None:
+    """Look for plans, or go on with it."""
+    keeper = Keeper(Checkpoints(folder.checkpoints), minutes, env, log, log.say)
+    begun = keeper.load() if resume else None
+    lost = log.recover([info.name for info in env.layers], anew=explorer.workers == 1 or begun is None)
+    if begun is not None:
+        begun.callbacks.finished_meanwhile(sum(episode.source == explorer.algo for episode in lost))
+    if log.ended:
+        log.say(f"{folder.path} had found its plans: going on with the long fine-tuning")
+        return
+    if resume:
+        episodes = len(log.episodes)
+        log.say(f"going on after {episodes} episodes" if begun else "going on with what was measured, from the start")
+    agent = explorer.run(env, log, str(folder.new_logs()), on_agent, keeper, begun)
+    if isinstance(agent, BaseAlgorithm):
+        folder.write_policy(agent)
+    log.end()
+    keeper.write(None)
 
 
 def _unbounded(reward: str, target_ratio: Any, target_latency: float | None) -> bool:
@@ -192,11 +265,6 @@ def _latency(table: LatencyTable, student: Student, plans: dict[str, Plan]) -> d
     return {name: table.milliseconds(student.infos, own, student.pattern, shared) for name, own in choices.items()}
 
 
-def _plain(note: Any) -> Any:
-    """Records as dictionaries, tuples as lists, as JSON has them."""
-    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else list(row) for row in note]
-
-
 def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
     """What happened, and what is needed to repeat it."""
     return {
@@ -204,7 +272,7 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "steps": log.steps,
         "visited_steps": log.visited_steps,
-        "diagnostics": {name: note() if callable(note) else _plain(note) for name, note in log.notes.items()},
+        "diagnostics": log.diagnostics(),
         "environment": {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": versions(),
@@ -216,9 +284,13 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
 
 def _interrupted_text(folder: RunFolder, log: SearchLog) -> str:
     if not log.episodes:
-        return f"Interrupted before the first plan was finished: {folder.path} holds no plan."
+        return (
+            f"Interrupted before the first plan was finished: {folder.path} holds no plan. Go on with: hsq search "
+            f"--resume {folder.path}"
+        )
     target = log.episodes[-1].target_ratio
     best = log.best_plans(1, target)
     worth = f", {best[0].accuracy:.4f} of the teacher's accuracy on the search split" if best else ""
     files = "plans so far (plan-*.json and model-*.hsq" if folder.several else "plan so far (plan.json and model.hsq"
-    return f"Interrupted: {folder.path} holds the best {files}{worth}, without the long fine-tuning)."
+    text = f"Interrupted: {folder.path} holds the best {files}{worth}, without the long fine-tuning). "
+    return f"{text}Go on with: hsq search --resume {folder.path}"

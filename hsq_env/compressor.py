@@ -12,6 +12,7 @@ from hsq_env.choices import Choice
 from hsq_env.distillation import AKD
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.judge import Judge
+from hsq_env.outcomes import Outcomes, key_of
 from hsq_env.prefixes import Decision, Node, Outcome, PrefixTable
 from hsq_env.repair import Repair
 from hsq_env.shortcuts import Shortcuts
@@ -81,6 +82,15 @@ class Compressor:
         self._routes = self._plan_routes()
         self.table = PrefixTable(int(table_megabytes * 1e6) if self.shortcuts.prefixes else 0)
         self.node = self._built = self.table.root
+        self._outcomes: Outcomes | None = None
+        self._problem = b""
+
+    def share(self, outcomes: Outcomes, problem: bytes) -> None:
+        """Look up and tell of outcomes there from now on.
+
+        :param problem: everything that outcomes depend on beside decisions and SPARK's policy
+        """
+        self._outcomes, self._problem = outcomes, problem
 
     def _plan_routes(self) -> dict[str, Route]:
         """How a forward pass goes on behind each block."""
@@ -146,6 +156,24 @@ class Compressor:
     def _looks_up(self) -> bool:
         teaches = self.policy is not None and self.policy.wants_lesson(self.node.depth)
         return self.shortcuts.prefixes and not teaches
+
+    def _key(self, choice: Choice, alpha: float) -> bytes | None:
+        """Under which others know of a decision; None if they cannot."""
+        learns = self.policy is not None and self.policy.learning
+        if self._outcomes is None or learns or not self.shortcuts.prefixes:
+            return None
+        problem = self._problem + (self.policy.digest() if self.policy is not None else b"")
+        return key_of(problem, [*self.node.decisions(), Decision(choice, alpha)])
+
+    def told(self, choice: Choice, alpha: float) -> Outcome | None:
+        """Go on to a decision whose outcome others have measured; None, and nothing happens, if they have not."""
+        key = self._key(choice, alpha)
+        if key is None or self._outcomes is None:
+            return None
+        found = self._outcomes.get(key)
+        if found is not None:
+            self.node = self.table.add(self.node, Decision(choice, alpha), found)
+        return found
 
     def go_to(self, decisions: Sequence[Decision]) -> None:
         """Go to where these decisions lead from the first layer on; the student follows when it is needed."""
@@ -238,6 +266,9 @@ class Compressor:
         """
         accuracy, divergence = self.judge.measure(self._student.stages)
         outcome = Outcome(accuracy, bool(finite), divergence)
+        key = self._key(choice, alpha)
+        if key is not None and self._outcomes is not None:
+            self._outcomes.put(key, outcome)
         self.node = self.table.add(self.node, Decision(choice, alpha), outcome)
         self._finish(self.node)
         return outcome

@@ -18,15 +18,16 @@ from hsq_env.checks import check_known, check_share
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
 from hsq_env.compressor import POLICY_EPISODES, TABLE_MEGABYTES, Compressor
 from hsq_env.costs import LayerCosts
-from hsq_env.env_state import EnvState
+from hsq_env.env_state import EnvState, Standing
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.latency_table import LatencyTable
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
+from hsq_env.outcomes import Outcomes
 from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
 from hsq_env.repair import DISTILLATIONS, FINETUNE_SCOPES
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
-from hsq_env.sensitivity import repaired_sensitivity, sensitivity
+from hsq_env.sensitivity import repaired_sensitivity, sensitivity, table_digest
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.student import Student
 from hsq_env.task import Task
@@ -301,6 +302,8 @@ class HSQEnv(gym.Env[Observation, Any]):
         measured = self.compressor.known(choice, alpha)  # the same choices again cost nothing
         self._steps, self._visited_steps = self._steps + 1, self._visited_steps + (measured is not None)
         if measured is None:
+            measured = self.compressor.told(choice, alpha)  # somebody else has measured it
+        if measured is None:
             self.compressor.compress(choice)
             finite = self.compressor.finetune(alpha)
             measured = self.compressor.measure(choice, alpha, finite)
@@ -456,6 +459,37 @@ class HSQEnv(gym.Env[Observation, Any]):
         self._divergence, self.target_ratio = state.divergence, state.target_ratio
         self.alpha, self.beta = state.alpha, state.beta
         return self._observation(), self._state_info()
+
+    def standing(self) -> Standing:
+        """Everything that a search changes, for a checkpoint; what is computed from it is left out."""
+        table = self.compressor.table
+        generators = (self._np_random, self.action_space._np_random, self.observation_space._np_random)
+        return Standing(self.get_state(), generators, self.steps_taken, table.rows(), (table.lookups, table.hits))
+
+    def stand(self, standing: Standing) -> None:
+        """Go on from where ``standing`` was called in an environment with the same settings, bit for bit.
+
+        :raises InputError: if it belongs to another problem
+        """
+        self.set_state(standing.state)
+        self.compressor.table.restore(standing.table, *standing.lookups)
+        self.set_state(standing.state)  # the table is another
+        self._np_random, self.action_space._np_random, self.observation_space._np_random = standing.generators
+        self._steps, self._visited_steps = standing.steps
+
+    def problem(self) -> str:
+        """A hash of all that rewards depend on: teacher, images, settings of the repair."""
+        task, compressor = self.task, self.compressor
+        settings = (self.layers, compressor.repair_settings(), compressor.judge.scale)
+        batches = [*task.calibration(), *task.finetuning(), *task.evaluation("search")]
+        return table_digest(task, settings, batches)
+
+    def share(self, outcomes: Outcomes) -> None:
+        """Look up there what others have measured, and tell of what is measured here; no reward changes.
+
+        A step that others have measured counts as an evaluation, so that a search does the same with and without them.
+        """
+        self.compressor.share(outcomes, self.problem().encode())
 
     def choices_so_far(self) -> list[Choice]:
         """The choices of the decided layers."""

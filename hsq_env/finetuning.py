@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hsq_env.distillation import AKD
 from hsq_env.distillation.spark import Spark
+from hsq_env.kept_training import KeptTraining
 from hsq_env.layers import CompressedLayer, learned_ranges, tuning
 from hsq_env.lessons import LessonsInPassing
 from hsq_env.states import distilled_kinds, run
@@ -199,11 +200,13 @@ def _take_steps(
     loss_of: Callable[[int], Tensor],
     factor: Callable[[int], float],
     after_backward: Callable[[torch.optim.Optimizer], object] | None = None,
+    kept: KeptTraining | None = None,
 ) -> bool:
     """Adam steps on the parameters of ``modules``; stops at the first loss that is no number.
 
     :param factor: of the learning rates at a step
     :param after_backward: called at each step, before the optimizer follows the gradient
+    :param kept: where an interrupted training stands
     :return: whether all losses were finite
     """
     groups = rates.groups(modules)
@@ -211,7 +214,8 @@ def _take_steps(
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     with training(student, modules, parameters):
-        for step in range(steps):
+        start = 0 if kept is None else kept.restore(parameters, optimizer, schedule)
+        for step in range(start, steps):
             loss = loss_of(step)
             if not math.isfinite(loss.item()):
                 return False
@@ -222,6 +226,8 @@ def _take_steps(
                 after_backward(optimizer)
             optimizer.step()
             schedule.step()
+            if kept is not None:
+                kept.keep(step + 1, parameters, optimizer)
     return True
 
 
@@ -248,6 +254,7 @@ def finetune_all(
     bfloat16: bool = False,
     pace: float | None = None,
     spark: Spark | None = None,
+    kept: KeptTraining | None = None,
 ) -> bool:
     """The long fine-tuning after the search: everything is trained, the learning rate rises briefly and falls to zero.
 
@@ -260,6 +267,7 @@ def finetune_all(
     :param bfloat16: run forward and backward passes under autocast; weights stay float32
     :param pace: factor of the learning rates; by the student's damage when None
     :param spark: weighs the distillation place by place, and learns to; its criterion then takes the other's place
+    :param kept: where an interrupted training stands, which must have had the same arguments and no ``spark``
     :return: whether the losses stayed finite
     """
     task = student.task
@@ -294,4 +302,5 @@ def finetune_all(
 
     rates = rates or (IMAGE_RATES if "pixels" in distilled_kinds(task) else LONG_RATES)
     with learned_ranges(student.layers) if rates.ranges else nullcontext():
-        return _take_steps(student, student.modules_of("all", 0), rates, steps, loss_of, factor, after_backward)
+        modules = student.modules_of("all", 0)
+        return _take_steps(student, modules, rates, steps, loss_of, factor, after_backward, kept)

@@ -7,7 +7,7 @@ least recently used nodes, which are leaves, since whoever visits a node has vis
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,9 @@ class Node:
     def decisions(self) -> list[Decision]:
         """The decisions that lead here."""
         return [node.decision for node in self.path() if node.decision is not None]
+
+
+Row = tuple[int, Decision, Outcome | None]  # of a table: number of the parent's row (-1: the root), what came of it
 
 
 class PrefixTable:
@@ -133,6 +136,29 @@ class PrefixTable:
             self.bytes -= NODE_BYTES
             assert node.parent is not None
             node.parent.children.pop(node.decision, None)  # type: ignore[arg-type]
+
+    def rows(self) -> list[Row]:
+        """All nodes without their weights, parents before their children, as ``restore`` takes them."""
+        newest_first = list(reversed(self._nodes.values()))  # ancestors are the more recent ones
+        numbers = {id(node): number for number, node in enumerate(newest_first)}
+        rows = []
+        for node in newest_first:
+            assert node.decision is not None
+            rows.append((numbers.get(id(node.parent), -1), node.decision, node.outcome))
+        return rows
+
+    def restore(self, rows: Sequence[Row], lookups: int = 0, hits: int = 0) -> None:
+        """Hold what ``rows`` says, in the order of its use, and nothing else."""
+        self.root.children.clear()
+        nodes: list[Node] = []
+        for parent, decision, outcome in rows:
+            above = nodes[parent] if parent >= 0 else self.root
+            node = above.children[decision] = Node(above, decision)
+            node.outcome = outcome
+            nodes.append(node)
+        self._nodes = OrderedDict((id(node), node) for node in reversed(nodes))
+        self._heavy = OrderedDict()
+        self.bytes, self.lookups, self.hits = NODE_BYTES * len(nodes), lookups, hits
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())

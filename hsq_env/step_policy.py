@@ -6,6 +6,7 @@ After as many episodes as it may learn in it stays as it is, and visited prefixe
 """
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,11 @@ class StepPolicy:
         self.lessons, self.version = [], self.version + 1
         self.spark.learning = self.learning
         return True
+
+    def digest(self) -> bytes:
+        """Of its weights."""
+        weights = [tensor.cpu().contiguous().numpy().tobytes() for tensor in self.spark.policy.state_dict().values()]
+        return hashlib.sha256(b"".join(weights)).digest()
 
     def state(self) -> PolicyState:
         """A copy of everything."""

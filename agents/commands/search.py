@@ -1,13 +1,36 @@
 """``hsq search``."""
 
+import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
-DEFAULT_RATIO = 8.0
+from detectors.errors import InputError
+
+DEFAULT_RATIO, DEFAULT_EPISODES = 8.0, 5
+PASSED_ON = (  # to ``agents.search.search`` under the same name
+    "target_accuracy",
+    "finetune_steps",
+    "finalists",
+    "distillation",
+    "step_minibatches",
+    "table_megabytes",
+    "latency_table",
+    "target_latency",
+    "reward",
+    "alpha",
+    "beta",
+    "observe_repaired",
+    "activation_bits",
+    "sparsity_pattern",
+    "bfloat16",
+    "checkpoint_minutes",
+)
 
 
 def search(
-    out: Path,
+    out: Path | None = None,
+    resume: Path | None = None,
     dataset: str | None = None,
     detector: str | None = None,
     teacher: Path | None = None,
@@ -42,14 +65,18 @@ def search(
     distillation: Literal["akd", "spark", "akd+spark"] = "akd",
     patch: int = 48,
     bfloat16: bool = False,
+    checkpoint_minutes: float = 5.0,
 ) -> None:
     """Find a small version of a trained detector or restorer.
 
     Writes OUT/result.json, plan.json, model.hsq, policy.zip, teacher.safetensors, baselines/ and TensorBoard logs.
 
     Example: hsq search --dataset photos/ --teacher photos.safetensors --target-ratio 10 --out runs/photos
+    Example: hsq search --resume runs/photos
 
     :param out: a new or empty folder
+    :param resume: the folder of a search that was interrupted or killed, which goes on with what it was begun with;
+        takes no other flag
     :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; by
         default the embedded data of the teacher's kind
     :param detector: name that the teacher must have; any if not given; the restorers dncnn and edsr ship with one; a
@@ -93,54 +120,81 @@ def search(
     :param distillation: akd; akd+spark, in which a policy weighs its places; spark, the same without a task loss
     :param patch: side of a restorer's patches in the restored image, in pixels
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
+    :param checkpoint_minutes: between two checkpoints, from which --resume goes on
     """
+    arguments = dict(locals())
+    if resume is not None:
+        _run(_begun_with(resume, arguments), resume, resumed=True)
+    elif out is None:
+        raise InputError("A search needs a folder to write: give --out, or --resume to go on with one.")
+    else:
+        _run(arguments, out)
+
+
+def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that an interrupted search was begun with; its teacher is the copy that it made.
+
+    :param given: those of the command
+    :raises InputError: if there is no such search, or if another flag was given
+    """
+    from agents.run_folder import read_settings
+
+    defaults = {name: parameter.default for name, parameter in inspect.signature(search).parameters.items()}
+    others = [name for name, value in given.items() if name != "resume" and value != defaults[name]]
+    if others:
+        flag = others[0].replace("_", "-")
+        raise InputError(f"A search goes on with what it was begun with: leave out --{flag} beside --resume.")
+    kept: dict[str, Any] = read_settings(run)["arguments"]
+    if not kept or not set(kept) <= set(defaults):
+        raise InputError(f"The search of {run} was not begun by this command: resume it as it was begun.")
+    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return {**defaults, **kept, "teacher": run / "teacher.safetensors"}
+
+
+def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that can be read again from another working folder."""
+    kept = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
+    for name in ("dataset", "teacher", "latency_table"):
+        if kept[name] is not None and Path(kept[name]).exists():
+            kept[name] = str(Path(kept[name]).resolve())
+    return kept
+
+
+def _run(arguments: dict[str, Any], out: Path, resumed: bool = False) -> None:
+    """Search with the command's arguments and print the table."""
     from agents.find import Explorer
     from agents.report import print_table
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
     from hsq_env.make import make_task
 
-    check_new_folder(out)
-    if target_ratio is None and target_latency is None:
-        target_ratio = DEFAULT_RATIO
-    settings: dict[str, Any] = {
-        "search_images": search_images,
-        "pool_images": pool_images,
-        "calibration_images": calibration_images,
-        "seed": seed,
-    }
-    task = make_task(dataset, teacher, splits, detector, patch, **settings)
+    a = SimpleNamespace(**arguments)
+    if not resumed:
+        check_new_folder(out)
+    ratio = DEFAULT_RATIO if a.target_ratio is None and a.target_latency is None else a.target_ratio
+    limited = not (a.episodes is None and a.evaluations is None and a.time_budget is None)
+    settings = {name: arguments[name] for name in ("search_images", "pool_images", "calibration_images", "seed")}
+    task = make_task(a.dataset, a.teacher, a.splits, a.detector, a.patch, **settings)
+    explorer = Explorer(
+        a.algo,
+        a.seed,
+        a.episodes if limited else DEFAULT_EPISODES,
+        a.evaluations,
+        a.time_budget,
+        a.workers,
+        a.warm_start,
+        a.return_to_best,
+        a.surrogate,
+    )
     result = run_search(
         task,
         out,
-        Explorer(
-            algo,
-            seed,
-            5 if episodes is None and evaluations is None and time_budget is None else episodes,
-            evaluations,
-            time_budget,
-            workers,
-            warm_start,
-            return_to_best,
-            surrogate,
-        ),
-        target_ratio=pareto or target_ratio,
-        target_accuracy=target_accuracy,
-        finetune_steps=finetune_steps,
-        finalists=finalists,
+        explorer,
+        target_ratio=a.pareto or ratio,
         model=task.spec.name,
-        task_settings={"dataset": dataset, "splits": splits, "patch": patch, **settings},
-        distillation=distillation,
-        step_minibatches=step_minibatches,
-        table_megabytes=table_megabytes,
-        latency_table=latency_table,
-        target_latency=target_latency,
-        reward=reward,
-        alpha=alpha,
-        beta=beta,
-        observe_repaired=observe_repaired,
-        activation_bits=activation_bits,
-        sparsity_pattern=sparsity_pattern,
-        bfloat16=bfloat16,
+        task_settings={"dataset": a.dataset, "splits": a.splits, "patch": a.patch, **settings},
+        arguments=_as_json(arguments),
+        resume=resumed,
+        **{name: arguments[name] for name in PASSED_ON},
     )
     print_table(result, out)

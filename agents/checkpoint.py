@@ -1,0 +1,175 @@
+"""Checkpoints of a search: an agent with all that it has learned, drawn and begun, so that it goes on bit for bit.
+
+What is kept is the whole graph of objects that a training consists of (agent, callbacks, wrappers, the log's content),
+pickled with the random states of Python, NumPy and torch. Objects that a resumed search makes again from its settings
+(the environment, its task, its tables of sizes) are left out and stand in the pickle as names; of the environment there
+is its ``Standing``. Worker processes are begun anew: with several of them the episodes in their middle are lost.
+
+A pickle can run code. Checkpoints are read from a run's own folder only, and are removed when the run has ended.
+"""
+
+import errno
+import hashlib
+import io
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+import zstandard
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from detectors.errors import InputError
+from detectors.teacher import write_atomically
+from hsq_env.env import HSQEnv
+
+MAGIC = b"HSQCKPT1"
+KEPT = 2  # checkpoints
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Checkpoints:
+    """A folder of numbered checkpoints, of which the last two stay.
+
+    A file is whole or absent, and starts with a checksum: one that is torn nevertheless (a machine that lost its power)
+    is passed over for the one before.
+
+    :param folder: made with the first checkpoint
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def files(self) -> list[Path]:
+        """The oldest first."""
+        return sorted(self.folder.glob("[0-9]*.checkpoint"))
+
+    def write(self, content: bytes) -> Path:
+        """Write the next one; on a full disk the older of two makes room for it.
+
+        :raises OSError: if it cannot be written; those that were there stay, or the newest of them
+        """
+        files = self.files()
+        number = int(files[-1].stem) + 1 if files else 1
+        path = self.folder / f"{number:08d}.checkpoint"
+        packed = zstandard.ZstdCompressor(level=1).compress(content)
+        data = MAGIC + hashlib.sha256(packed).digest() + packed
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            if error.errno not in FULL or len(files) < KEPT:
+                raise
+            for old in files[: 1 - KEPT]:
+                old.unlink()
+            write_atomically(path, data)
+        for old in self.files()[:-KEPT]:
+            old.unlink()
+        return path
+
+    def newest(self, say: Callable[[str], None]) -> bytes | None:
+        """The content of the newest one that is whole; None if there is none.
+
+        :param say: told of those that are not
+        """
+        for path in reversed(self.files()):
+            data = path.read_bytes()
+            checksum, packed = data[len(MAGIC) : len(MAGIC) + 32], data[len(MAGIC) + 32 :]
+            if data.startswith(MAGIC) and hashlib.sha256(packed).digest() == checksum:
+                return zstandard.ZstdDecompressor().decompress(packed)
+            say(f"{path} is damaged: going on from the checkpoint before it.")
+            path.unlink()  # the next one takes its number
+        return None
+
+
+# attributes of an environment that no search changes, which others may hold too
+SHARED = (
+    "task",
+    "layers",
+    "actions",
+    "choices",
+    "compressor",
+    "layer_costs",
+    "sizes",
+    "costs",
+    "budgets",
+    "sensitivities",
+    "observation_names",
+    "_static",
+)
+
+
+def freeze(content: Any, env: HSQEnv, made_again: dict[str, Any]) -> bytes:
+    """Objects as bytes, without those that a resumed search makes again.
+
+    :param env: which they may hold
+    :param made_again: further objects of that kind, by name
+    """
+    file = io.BytesIO()
+    names = {id(getattr(env, name)): f"env.{name}" for name in SHARED}
+    _Pickler(file, {**names, id(env): "env", **{id(value): name for name, value in made_again.items()}}).dump(content)
+    return file.getvalue()
+
+
+def thaw(data: bytes, env: HSQEnv, made_again: dict[str, Any]) -> Any:
+    """The objects of ``freeze`` around those that were made again.
+
+    :raises InputError: if they were written by another version of a library or of this project
+    """
+    parts = {"env": env, **{f"env.{name}": getattr(env, name) for name in SHARED}, **made_again}
+    try:
+        return _Unpickler(io.BytesIO(data), {"logger": None, "workers": None, **parts}).load()
+    except (AttributeError, ImportError, IndexError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"The checkpoint does not fit the installed versions ({error}): go on with those that began the search."
+        ) from error
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Puts names in place of what is made again.
+
+    :param names: by id
+    """
+
+    def __init__(self, file: io.BytesIO, names: dict[int, str]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._names = names
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """See ``pickle.Pickler``."""
+        if isinstance(obj, Logger):
+            return "logger"
+        if isinstance(obj, VecEnv) and not isinstance(obj.unwrapped, DummyVecEnv):
+            return "workers"
+        return self._names.get(id(obj))
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, parts: dict[str, Any]) -> None:
+        super().__init__(file)
+        self._parts = parts
+
+    def persistent_load(self, pid: str) -> Any:
+        """See ``pickle.Unpickler``."""
+        return self._parts[pid]
+
+
+def random_states() -> dict[str, Any]:
+    """Of all that draws without a generator of its own."""
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go on drawing from there."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
