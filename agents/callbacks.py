@@ -83,21 +83,27 @@ class EpisodeRecorder(BaseCallback):
         self.finished = 0
         self._rewards: list[float] = []
         self._started: list[float] = []
+        self._lengths: list[int] = []  # steps of the episodes that are going on
 
     def _on_training_start(self) -> None:
         count = self.training_env.num_envs
-        self._rewards, self._started = [0.0] * count, [time.monotonic()] * count
+        self._rewards, self._started, self._lengths = [0.0] * count, [time.monotonic()] * count, [0] * count
 
     def _on_step(self) -> bool:
         for worker, (info, reward) in enumerate(zip(self.locals["infos"], self.locals["rewards"], strict=True)):
             if info.get("evaluations_spent"):
                 return False
+            if info.get("worker_lost"):
+                self.model.num_timesteps -= self._lengths[worker] + 1  # they are dropped, and must be taken again
+                self._begin(worker)
+                continue
+            self._lengths[worker] += 1
             self._rewards[worker] += float(reward)
             self.on_progress(info)
             if "plan" in info:
                 self._finish(worker, info)
             elif self.locals["dones"][worker]:  # given up
-                self._rewards[worker], self._started[worker] = 0.0, time.monotonic()
+                self._begin(worker)
         if self.episodes is not None and self.finished >= self.episodes:
             return False
         return self.deadline is None or time.monotonic() < self.deadline
@@ -118,10 +124,13 @@ class EpisodeRecorder(BaseCallback):
         self.deadline = None if self.deadline is None else now + self.deadline
         self._started = [now - passed for passed in self._started]
 
+    def _begin(self, worker: int) -> None:
+        self._rewards[worker], self._started[worker], self._lengths[worker] = 0.0, time.monotonic(), 0
+
     def _finish(self, worker: int, info: dict[str, Any]) -> None:
         now = time.monotonic()
         episode = Episode.of(self.source, info, self._rewards[worker], now - self._started[worker])
-        self._rewards[worker], self._started[worker] = 0.0, now
+        self._begin(worker)
         self.finished += 1
         self.logger.record("search/accuracy", episode.accuracy)
         self.logger.record("search/divergence", episode.divergence)

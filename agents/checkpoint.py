@@ -5,14 +5,17 @@ pickled with the random states of Python, NumPy and torch. Objects that a resume
 (the environment, its task, its tables of sizes) are left out and stand in the pickle as names; of the environment there
 is its ``Standing``. Worker processes are begun anew: with several of them the episodes in their middle are lost.
 
-A pickle can run code. Checkpoints are read from a run's own folder only, and are removed when the run has ended.
+A pickle can run code. Checkpoints are therefore signed with a key that this user's cache folder holds, those of others
+are refused, and they are removed when the search has ended.
 """
 
 import errno
 import hashlib
+import hmac
 import io
 import pickle
 import random
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,13 @@ import zstandard
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from detectors.cache import cache_folder
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
 from hsq_env.env import HSQEnv
 
 MAGIC = b"HSQCKPT1"
+DIGEST = 32  # bytes of a checksum and of a signature
 KEPT = 2  # checkpoints
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,13 +42,14 @@ class Checkpoints:
     """A folder of numbered checkpoints, of which the last two stay.
 
     A file is whole or absent, and starts with a checksum: one that is torn nevertheless (a machine that lost its power)
-    is passed over for the one before.
+    is passed over for the one before. Behind the checksum stands the signature.
 
     :param folder: made with the first checkpoint
+    :param trust: read those that were signed by others too, which runs whatever code they hold
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, trust: bool = False) -> None:
+        self.folder, self.trust = Path(folder), trust
 
     def files(self) -> list[Path]:
         """The oldest first."""
@@ -58,7 +64,8 @@ class Checkpoints:
         number = int(files[-1].stem) + 1 if files else 1
         path = self.folder / f"{number:08d}.checkpoint"
         packed = zstandard.ZstdCompressor(level=1).compress(content)
-        data = MAGIC + hashlib.sha256(packed).digest() + packed
+        signature = hmac.digest(_key(), packed, "sha256")
+        data = MAGIC + hashlib.sha256(signature + packed).digest() + signature + packed
         try:
             write_atomically(path, data)
         except OSError as error:
@@ -75,15 +82,38 @@ class Checkpoints:
         """The content of the newest one that is whole; None if there is none.
 
         :param say: told of those that are not
+        :raises InputError: if it was signed by somebody else
         """
         for path in reversed(self.files()):
             data = path.read_bytes()
-            checksum, packed = data[len(MAGIC) : len(MAGIC) + 32], data[len(MAGIC) + 32 :]
-            if data.startswith(MAGIC) and hashlib.sha256(packed).digest() == checksum:
+            checksum, signed = data[len(MAGIC) : len(MAGIC) + DIGEST], data[len(MAGIC) + DIGEST :]
+            if data.startswith(MAGIC) and hashlib.sha256(signed).digest() == checksum:
+                signature, packed = signed[:DIGEST], signed[DIGEST:]
+                if not (self.trust or hmac.compare_digest(signature, hmac.digest(_key(), packed, "sha256"))):
+                    raise InputError(
+                        f"{path} was not written by you on this machine, and reading it could run code of whoever "
+                        "wrote it: give --trust-checkpoints if you know it."
+                    )
                 return zstandard.ZstdDecompressor().decompress(packed)
             say(f"{path} is damaged: going on from the checkpoint before it.")
             path.unlink()  # the next one takes its number
         return None
+
+
+def _key() -> bytes:
+    """With which this user signs; made once."""
+    path = cache_folder() / "checkpoint.key"
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        found = b""
+    if len(found) == DIGEST:
+        return found
+    made = secrets.token_bytes(DIGEST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(made)
+    return made
 
 
 # attributes of an environment that no search changes, which others may hold too

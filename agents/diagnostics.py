@@ -80,8 +80,15 @@ class StepRegression(BaseCallback):
     def _on_training_start(self) -> None:
         self._walks = [([], 1.0) for _ in range(self.training_env.num_envs)]
 
+    def on_new_workers(self) -> None:
+        """The episodes that were going on are lost."""
+        self._on_training_start()
+
     def _on_step(self) -> bool:
         for worker, info in enumerate(self.locals["infos"]):
+            if info.get("worker_lost"):
+                self._walks[worker] = ([], 1.0)
+                continue
             if info.get("evaluations_spent"):
                 continue
             self.add(worker, info)

@@ -75,6 +75,10 @@ class Dyna(BaseCallback):
         for worker, info in enumerate(self.locals["infos"]):
             if info.get("evaluations_spent"):
                 continue
+            if info.get("worker_lost"):
+                self._walks[worker] = Walk()
+                self._propose(worker)
+                continue
             self._walks[worker].add(self.planner.env, info)
             if not self.locals["dones"][worker]:
                 continue

@@ -97,8 +97,8 @@ class SearchLog:
         if "model" in info and info["score"] > self.best_score.get(episode.target_ratio, -math.inf):
             self.best_score[episode.target_ratio] = info["score"]
             if self.folder is not None:
+                self.folder.write_model(info["model"], episode.target_ratio)  # first: a full disk refuses it sooner
                 self.folder.write_plan(episode.plan, episode.target_ratio)
-                self.folder.write_model(info["model"], episode.target_ratio)
         self.episodes.append(episode)
         if self.record is not None:
             with open(self.record, "a") as file:

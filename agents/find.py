@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from agents.explore import Policy, SearchLog, Transition, executed_choices, play
 from agents.keep_best import KeepBest
 from agents.keeper import Keeper, Training, learn
 from agents.plan_agent import PlanAgent
-from agents.replay import fill_replay, replay_of
+from agents.replay import fill_replay, load_policy, replay_of
 from agents.return_to_best import ReturnToBest
 from agents.self_evaluation import SelfEvaluationCallback
-from agents.workers import check_workers, steps_taken
+from agents.workers import Cluster, check_workers, steps_taken
 from agents.workers import workers as make_workers
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
@@ -58,6 +57,7 @@ class Explorer:
     :param window: episodes in each
     :param arguments: of the agent, in place of its usual ones
     :param callbacks: for agents that learn through Stable-Baselines3
+    :param cluster: where workers run, as actors of Ray; processes of this machine when None
     :param continue_from: folder of a run whose policy and replay the agent starts with
     """
 
@@ -75,10 +75,13 @@ class Explorer:
     arguments: dict[str, Any] = field(default_factory=dict)
     callbacks: Sequence[BaseCallback] = ()
     continue_from: Path | None = None
+    cluster: Cluster | None = None
 
     def check(self) -> None:
         """:raises InputError: for settings that no search can have"""
         check_workers(self.workers)
+        if self.cluster is not None and (self.algo not in ALGORITHMS and ":" not in self.algo):
+            raise InputError(f"'{self.algo}' tries one plan after the other: leave out --ray, or choose an agent.")
         if ":" in self.algo:
             _factory(self.algo)
         elif self.algo not in (*ALGORITHMS, *BASELINES):
@@ -135,7 +138,7 @@ class Explorer:
             self._play(made, env, log, self.evaluations)
             return made
         finally:
-            if self.workers == 1 or self.algo not in ALGORITHMS:
+            if not self.apart or self.algo not in ALGORITHMS:
                 log.count(env.steps_taken)
 
     def _play(
@@ -194,7 +197,7 @@ class Explorer:
         spent = env.evaluations + log.steps - log.visited_steps
         left = None if self.evaluations is None else max(0, self.evaluations - spent)
         with contextlib.ExitStack() as stack:
-            if self.workers > 1:
+            if self.apart:
                 agent.set_env(stack.enter_context(self._side_by_side(env, log, left)))
             on_agent(agent)
             if logs is not None:
@@ -212,10 +215,15 @@ class Explorer:
         :param left: evaluations, which workers share
         """
         share = None if left is None else left // self.workers
-        return make_workers(env, self.workers, partial(self._wrapped, log, share))
+        return make_workers(env, self.workers, lambda: self._wrapping(env, log, share), self.cluster, log.say)
+
+    @property
+    def apart(self) -> bool:
+        """Whether workers are processes of their own."""
+        return self.workers > 1 or self.cluster is not None
 
     def _count(self, env: HSQEnv, trained_on: gym.Env[Any, Any] | VecEnv | None, log: SearchLog) -> None:
-        if self.workers > 1 and trained_on is not None:
+        if self.apart and trained_on is not None:
             for steps in [*steps_taken(trained_on), env.steps_taken]:  # the rollouts were the parent's
                 log.count(steps)
 
@@ -248,7 +256,8 @@ class Explorer:
     def _agent(self, env: gym.Env[Any, Any] | VecEnv) -> BaseAlgorithm:
         if self.continue_from is None:
             return make_agent(self.algo, env, self.seed, **self.arguments)
-        agent = ALGORITHMS[self.algo].kind.load(self.continue_from / "policy.zip", env=env, device="cpu")
+        agent = make_agent(self.algo, env, self.seed, **self.arguments)
+        load_policy(agent, self.continue_from / "policy.zip")
         buffer, kept = replay_of(agent), self.continue_from / "replay.npz"
         if buffer is not None and kept.is_file():
             fill_replay(buffer, kept)
@@ -268,20 +277,39 @@ class Explorer:
                     transitions += rollout(budget, choices, name, log, target)
         return transitions
 
-    def _wrapped(self, log: SearchLog, evaluations: int | None, env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
-        """A worker's environment, which knows the best plans so far."""
+    def _wrapping(self, env: HSQEnv, log: SearchLog, evaluations: int | None) -> "Wrapping":
+        """What is put around the environments of workers that begin now."""
+        best = {target: episode for target in env.budgets for episode in log.best_plans(1, target)}
+        known = {target: (executed_choices(env, e.plan), log.score(e)) for target, e in best.items()}
+        return Wrapping(known, evaluations, self.merit, self.returns, self.seed)
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What is put around a worker's environment, which then knows the best plans so far.
+
+    :param known: index of the choice per layer, and the score, by target ratio
+    :param evaluations: of the worker; None for no limit
+    :param merit: see ``KeepBest``
+    :param returns: see ``ReturnToBest``
+    """
+
+    known: dict[float | None, tuple[list[int], float]]
+    evaluations: int | None
+    merit: Callable[[float, float], float] | None
+    returns: bool
+    seed: int
+
+    def __call__(self, env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
+        """The environment in its wrappers."""
         kept = KeepBest(env, self.merit)
-        for target in env.budgets:
-            best = log.best_plans(1, target)
-            if best:
-                kept.best[target] = log.score(best[0])
-        budget = EvaluationBudget(kept, evaluations)
+        kept.best.update({target: score for target, (_, score) in self.known.items()})
+        budget = EvaluationBudget(kept, self.evaluations)
         if not self.returns:
             return budget
         returning = ReturnToBest(budget, self.seed + worker)  # outside: what it follows is what would be measured
-        for target in env.budgets:
-            for episode in log.best_plans(1, target):
-                returning.know(executed_choices(env, episode.plan), log.score(episode), target)
+        for target, (choices, score) in self.known.items():
+            returning.know(choices, score, target)
         return returning
 
 

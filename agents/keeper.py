@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.callbacks import EpisodeRecorder
 from agents.checkpoint import Checkpoints, freeze, random_states, set_random_states, thaw
@@ -116,7 +117,8 @@ class Keeper:
 
     def _training(self, callbacks: "Callbacks") -> Training:
         agent = callbacks.model
-        spent = agent.env.get_attr("steps_taken") if agent.env is not None and agent.env.num_envs > 1 else []
+        alone = agent.env is None or isinstance(agent.env.unwrapped, DummyVecEnv)
+        spent = [] if alone or agent.env is None else agent.env.get_attr("steps_taken")
         noise = dict(vars(agent.action_noise)) if agent.action_noise is not None else {}
         return Training(callbacks, agent._total_timesteps, self.env.standing(), noise, random_states(), spent)
 
@@ -183,7 +185,8 @@ class Callbacks(CallbackList):
         for callback in all_callbacks(self):
             callback.locals, callback.globals = self.locals, self.globals
             callback.num_timesteps = agent.num_timesteps
-            if self.training_env.num_envs > 1 and hasattr(callback, "on_new_workers"):
+            apart = not isinstance(self.training_env.unwrapped, DummyVecEnv)
+            if apart and hasattr(callback, "on_new_workers"):
                 callback.on_new_workers()
         if agent.action_noise is not None:
             vars(agent.action_noise).update(training.noise)

@@ -1,12 +1,14 @@
-"""A replay buffer as a file: the steps that it holds, in plain arrays."""
+"""What an agent has learned and seen, as files that run no code when they are read."""
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 
 from detectors.errors import InputError
 
@@ -17,6 +19,20 @@ def replay_of(agent: BaseAlgorithm) -> ReplayBuffer | None:
     """An agent's replay buffer, if it has one."""
     buffer = getattr(agent, "replay_buffer", None)
     return buffer if isinstance(buffer, ReplayBuffer) else None
+
+
+def load_policy(agent: BaseAlgorithm, path: Path) -> None:
+    """Take the weights of an archive that SB3 saved, and its optimizers' states, without unpickling anything.
+
+    :raises InputError: if the file is none or holds weights of another shape
+    """
+    try:
+        _, parameters, variables = load_from_zip_file(path, load_data=False, device="cpu")
+        agent.set_parameters(parameters, device="cpu")
+        for name, value in (variables or {}).items():
+            recursive_setattr(agent, f"{name}.data", value.data)
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} holds no policy for this search ({error}): give a run with its settings.") from error
 
 
 def replay_bytes(buffer: ReplayBuffer) -> bytes:

@@ -87,7 +87,11 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
             except OSError as error:
                 raise InputError(f"Another search writes to {self.path}: give another folder, or wait.") from error
-            yield
+            try:
+                yield
+            finally:
+                if not (self.checkpoints / SETTINGS).is_file():  # nothing was begun: the folder can be given again
+                    shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def new_logs(self) -> Path:
         """A folder for TensorBoard's files that holds none yet: a resumed search has one of its own."""
@@ -101,7 +105,7 @@ class RunFolder:
 
     def discard_checkpoints(self) -> None:
         """The search has ended."""
-        shutil.rmtree(self.checkpoints)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / "interrupted.json").unlink(missing_ok=True)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:

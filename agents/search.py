@@ -50,6 +50,7 @@ def search(
     task_settings: dict[str, Any] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     resume: bool = False,
+    trust_checkpoints: bool = False,
     arguments: dict[str, Any] | None = None,
     say: Callable[[str], None] = tqdm.write,
     **env_arguments: Any,
@@ -73,6 +74,7 @@ def search(
         the run writes; without them the record cannot be replayed
     :param checkpoint_minutes: between two checkpoints
     :param resume: go on with the interrupted search of ``out``, which must have had the same arguments
+    :param trust_checkpoints: read checkpoints that another user or machine wrote, which can run code
     :param arguments: of the command, which a resumed search reads again
     :param say: prints a line
     :param env_arguments: of ``HSQEnv``
@@ -144,7 +146,9 @@ def search(
         kept = KeptStudents(folder.checkpoints, checkpoint_minutes)
         agents: list[Any] = []  # there is one as soon as it begins
         try:
-            _explore(env, explorer, folder, log, resume, checkpoint_minutes, agents.append)
+            checkpoints = Checkpoints(folder.checkpoints, trust_checkpoints)
+            keeper = Keeper(checkpoints, checkpoint_minutes, env, log, say)
+            _explore(env, explorer, folder, log, resume, keeper, agents.append)
             if not log.episodes:
                 raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
             methods, candidates = {}, {}
@@ -218,13 +222,12 @@ def _explore(
     folder: RunFolder,
     log: SearchLog,
     resume: bool,
-    minutes: float,
+    keeper: Keeper,
     on_agent: Callable[[Any], object],
 ) -> None:
     """Look for plans, or go on with it."""
-    keeper = Keeper(Checkpoints(folder.checkpoints), minutes, env, log, log.say)
     begun = keeper.load() if resume else None
-    lost = log.recover([info.name for info in env.layers], anew=explorer.workers == 1 or begun is None)
+    lost = log.recover([info.name for info in env.layers], anew=not explorer.apart or begun is None)
     if begun is not None:
         begun.callbacks.finished_meanwhile(sum(episode.source == explorer.algo for episode in lost))
     if log.ended:

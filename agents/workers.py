@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,20 @@ from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 
 Wrap = Callable[[HSQEnv, int], gym.Env[Any, Any]]  # of an environment and the number of its worker
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster to spread workers over.
+
+    :param address: of a cluster, "auto" for that of this machine, "local" for none, but processes of this machine
+    :param gpus: share of a GPU that each worker takes
+    """
+
+    address: str
+    gpus: float = 0.0
+
+
 DEAD = (EOFError, BrokenPipeError, ConnectionResetError)
 
 
@@ -25,8 +40,14 @@ def keep_best(env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
 
 
 @contextmanager
-def workers(env: HSQEnv, count: int, wrap: Wrap = keep_best) -> Iterator[gym.Env[Any, Any] | VecEnv]:
-    """What an agent trains on: the environment itself, or ``count`` processes with a fork of it each.
+def workers(
+    env: HSQEnv,
+    count: int,
+    wrapping: Callable[[], Wrap] = lambda: keep_best,
+    cluster: Cluster | None = None,
+    say: Callable[[str], None] = print,
+) -> Iterator[gym.Env[Any, Any] | VecEnv]:
+    """What an agent trains on: the environment itself, ``count`` processes with a fork of it each, or Ray's actors.
 
     Where processes can be forked, the teacher, the images, the kept teacher outputs and the prefixes visited so far lie
     in memory once and are shared; a worker adds its student and the states that it keeps. On an accelerator, and where
@@ -34,15 +55,21 @@ def workers(env: HSQEnv, count: int, wrap: Wrap = keep_best) -> Iterator[gym.Env
 
     :param env: what workers start from; it stays as it is
     :param count: 1 makes no process
-    :param wrap: put around each worker's environment
-    :raises InputError: if ``count`` is below 1
+    :param wrapping: makes what is put around each worker's environment, anew for each that begins
+    :param cluster: where workers are Ray's actors, one as well as several
+    :param say: prints a line
+    :raises InputError: if ``count`` is below 1; if there is no such cluster
     :raises RuntimeError: if a worker dies
     """
     check_workers(count)
-    if count == 1:
-        yield wrap(env, 0)
+    if cluster is not None:
+        with _on_cluster(env, count, wrapping, cluster, say) as spread:
+            yield spread
         return
-    made = SubprocVecEnv([starter(env, wrap, i) for i in range(count)], start_method=start_method(env))
+    if count == 1:
+        yield wrapping()(env, 0)
+        return
+    made = SubprocVecEnv([starter(env, wrapping(), i) for i in range(count)], start_method=start_method(env))
     try:
         yield made
     except DEAD as error:
@@ -54,6 +81,24 @@ def workers(env: HSQEnv, count: int, wrap: Wrap = keep_best) -> Iterator[gym.Env
         _stop(made)
         raise
     made.close()
+
+
+@contextmanager
+def _on_cluster(
+    env: HSQEnv, count: int, wrapping: Callable[[], Wrap], cluster: Cluster, say: Callable[[str], None]
+) -> Iterator[VecEnv]:
+    from agents import ray_workers  # Ray is an extra
+
+    own = ray_workers.connect(cluster.address, count)
+    made = None
+    try:
+        made = ray_workers.RayVecEnv(env, count, wrapping, cluster.gpus, env.compressor.outcomes_file, say)
+        yield made
+    finally:
+        if made is not None:
+            made.close()
+        if own:
+            ray_workers.disconnect()
 
 
 def check_workers(count: int) -> None:
@@ -78,7 +123,8 @@ def starter(env: HSQEnv, wrap: Wrap, worker: int) -> Callable[[], gym.Env[Any, A
 
     def start() -> gym.Env[Any, Any]:
         torch.set_num_threads(1)  # before anything is computed: threads do not live through a fork
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and a batch system's SIGTERM, are the parent's
+            signal.signal(number, signal.SIG_IGN)
         return Monitor(wrap(env.fork(), worker))
 
     return start
@@ -87,7 +133,7 @@ def starter(env: HSQEnv, wrap: Wrap, worker: int) -> Callable[[], gym.Env[Any, A
 def _stop(made: SubprocVecEnv) -> None:
     """End the processes, whatever they are doing: after an interruption nobody reads their answers."""
     for process in made.processes:
-        process.terminate()
+        process.kill()
     for process in made.processes:
         process.join()
     made.closed = True

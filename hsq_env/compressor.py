@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from hsq_env.choices import Choice
 from hsq_env.distillation import AKD
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.judge import Judge
-from hsq_env.outcomes import Outcomes, key_of
+from hsq_env.outcomes import OutcomeFile, Outcomes, key_of
 from hsq_env.prefixes import Decision, Node, Outcome, PrefixTable
 from hsq_env.repair import Repair
 from hsq_env.shortcuts import Shortcuts
@@ -91,6 +92,11 @@ class Compressor:
         :param problem: everything that outcomes depend on beside decisions and SPARK's policy
         """
         self._outcomes, self._problem = outcomes, problem
+
+    @property
+    def outcomes_file(self) -> Path | None:
+        """Where outcomes are shared, if they are in a file."""
+        return self._outcomes.path if isinstance(self._outcomes, OutcomeFile) else None
 
     def _plan_routes(self) -> dict[str, Route]:
         """How a forward pass goes on behind each block."""

@@ -365,14 +365,14 @@ def test_a_disk_that_fills_up_later(
 ) -> None:
     out, fsync, calls = tmp_path / "run", os.fsync, 0
 
-    def full_after_three(descriptor: int) -> None:
+    def full_after_four(descriptor: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 3:
+        if calls > 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", full_after_three)
+    monkeypatch.setattr(os, "fsync", full_after_four)
     flags = ["--target-ratio", "6", "--episodes", "0", "--finetune-steps", "0"]
     fails(capsys, "search", "--out", str(out), *flags)
     assert read_header(out / "model.hsq").plan() == Plan.read(out / "plan.json")  # whole, and nothing half-written

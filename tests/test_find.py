@@ -173,7 +173,7 @@ def test_following_a_plan_stays_within_the_evaluations(tiny: TinyTask) -> None:
     """The agent asks for what was measured, the plan to follow was not."""
     explorer, log = search_with("dqn"), SearchLog(nothing)
     env = make_env(tiny, explorer, target_ratio=None)
-    outer: Any = explorer._wrapped(log, 7, env, 0)
+    outer: Any = explorer._wrapping(env, log, 7)(env, 0)
     outer.reset()
     for _ in range(7):
         outer.step(8)

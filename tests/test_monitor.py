@@ -97,12 +97,12 @@ def test_a_search_goes_on_with_the_old_policy_and_replay(tiny: TinyTask, run: Pa
     agents_seen: list[Any] = []
     explorer_run = Explorer.run
 
-    def watch(self: Explorer, env: Any, log: Any, logs: Any = None, on_agent: Any = None) -> Any:
+    def watch(self: Explorer, env: Any, log: Any, logs: Any, on_agent: Any, *rest: Any) -> Any:
         def note(agent: Any) -> None:
             agents_seen.append((agent, agent.replay_buffer.size(), agent.policy.state_dict()["q_net.q_net.0.weight"]))
             on_agent(agent)
 
-        return explorer_run(self, env, log, logs, note)
+        return explorer_run(self, env, log, logs, note, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Explorer, "run", watch)

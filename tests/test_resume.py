@@ -147,7 +147,7 @@ def test_worker_processes_lose_no_finished_episode(tiny: TinyTask, tmp_path: Pat
     result = search(tiny, tmp_path / "run", explorer, resume=True, say=lines.append)
     after = next(int(line.split()[3]) for line in lines if line.startswith("going on after"))
     assert after >= 6 and result["episodes"] == 8
-    assert [line.split()[1] for line in lines if line.startswith("episode ")][0] == str(after + 1)
+    assert next(line.split()[1] for line in lines if line.startswith("episode ")) == str(after + 1)
     assert len(result["history"]) >= 9
 
 

@@ -25,6 +25,7 @@ PASSED_ON = (  # to ``agents.search.search`` under the same name
     "sparsity_pattern",
     "bfloat16",
     "checkpoint_minutes",
+    "trust_checkpoints",
 )
 
 
@@ -49,6 +50,8 @@ def search(
     finalists: int = 2,
     step_minibatches: int = 2,
     workers: int = 1,
+    ray: str | None = None,
+    gpus_per_worker: float = 0.0,
     warm_start: tuple[str, ...] = ("ilp_loads",),
     return_to_best: bool = True,
     surrogate: bool = True,
@@ -66,6 +69,7 @@ def search(
     patch: int = 48,
     bfloat16: bool = False,
     checkpoint_minutes: float = 5.0,
+    trust_checkpoints: bool = False,
 ) -> None:
     """Find a small version of a trained detector or restorer.
 
@@ -76,7 +80,7 @@ def search(
 
     :param out: a new or empty folder
     :param resume: the folder of a search that was interrupted or killed, which goes on with what it was begun with;
-        takes no other flag
+        takes no other flag but --trust-checkpoints
     :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; by
         default the embedded data of the teacher's kind
     :param detector: name that the teacher must have; any if not given; the restorers dncnn and edsr ship with one; a
@@ -101,6 +105,9 @@ def search(
     :param finalists: plans that are fine-tuned at length; the best on the search split wins
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param workers: environments side by side, each in a process of its own with one thread
+    :param ray: spread the workers over a Ray cluster: its address (host:6379, ray://host:10001), "auto" for the one of
+        this machine, "local" for none but this machine's own processes; needs pip install 'hsq-env[ray]'
+    :param gpus_per_worker: share of a GPU that each of them takes
     :param warm_start: baselines whose plans the agent starts from; ilp_repaired and ilp_loads measure every choice once
         with a repair, which takes 3 minutes on the embedded task and an hour at full width on one core
     :param return_to_best: episodes follow the best plan so far up to a random layer, which costs nothing
@@ -121,6 +128,7 @@ def search(
     :param patch: side of a restorer's patches in the restored image, in pixels
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
     :param checkpoint_minutes: between two checkpoints, from which --resume goes on
+    :param trust_checkpoints: resume from checkpoints that another user or machine wrote, which can run any code
     """
     arguments = dict(locals())
     if resume is not None:
@@ -140,7 +148,8 @@ def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     from agents.run_folder import read_settings
 
     defaults = {name: parameter.default for name, parameter in inspect.signature(search).parameters.items()}
-    others = [name for name, value in given.items() if name != "resume" and value != defaults[name]]
+    own = ("resume", "trust_checkpoints")
+    others = [name for name, value in given.items() if name not in own and value != defaults[name]]
     if others:
         flag = others[0].replace("_", "-")
         raise InputError(f"A search goes on with what it was begun with: leave out --{flag} beside --resume.")
@@ -148,12 +157,14 @@ def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     if not kept or not set(kept) <= set(defaults):
         raise InputError(f"The search of {run} was not begun by this command: resume it as it was begun.")
     kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
-    return {**defaults, **kept, "teacher": run / "teacher.safetensors"}
+    trusted = {"trust_checkpoints": given["trust_checkpoints"]}
+    return {**defaults, **kept, **trusted, "teacher": run / "teacher.safetensors"}
 
 
 def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that can be read again from another working folder."""
-    kept = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
+    here = ("out", "resume", "trust_checkpoints")
+    kept = {name: value for name, value in arguments.items() if name not in here}
     for name in ("dataset", "teacher", "latency_table"):
         if kept[name] is not None and Path(kept[name]).exists():
             kept[name] = str(Path(kept[name]).resolve())
@@ -166,6 +177,7 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False) -> None:
     from agents.report import print_table
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
+    from agents.workers import Cluster
     from hsq_env.make import make_task
 
     a = SimpleNamespace(**arguments)
@@ -185,6 +197,7 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False) -> None:
         a.warm_start,
         a.return_to_best,
         a.surrogate,
+        cluster=None if a.ray is None else Cluster(a.ray, a.gpus_per_worker),
     )
     result = run_search(
         task,

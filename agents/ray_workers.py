@@ -1,0 +1,314 @@
+"""Environments as Ray actors, on this machine or on a cluster's nodes, for any SB3 agent.
+
+An actor that dies is begun again. Its episode is lost: the step that it owed ends it with ``info["worker_lost"]``,
+neither finished nor rewarded, and agents with a replay drop what they have of it (see ``agents.executed``).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+
+from detectors.errors import InputError
+from hsq_env.env import HSQEnv
+from hsq_env.outcomes import KeptOutcomes, OutcomeFile, Outcomes
+from hsq_env.prefixes import Outcome
+
+try:
+    import ray
+    from ray.exceptions import RayActorError, RayError
+except ImportError:  # an extra
+    ray = None  # type: ignore[assignment]
+
+LOCAL = "local"  # address: no cluster, but processes of this machine
+MOST_DEATHS = 5  # of a worker in a row, without a step between them
+LOST = "worker_lost"
+Wrap = Callable[[HSQEnv, int], gym.Env[Any, Any]]  # of an environment and the number of its worker
+
+
+class _Worker:
+    """What runs in an actor: an environment in its wrappers.
+
+    :param env: from the object store, a copy of this process's own
+    :param wrap: put around it
+    :param number: of the worker
+    :param outcomes: an actor to share outcomes with
+    """
+
+    def __init__(self, env: HSQEnv, wrap: Wrap, number: int, outcomes: Any) -> None:
+        torch.set_num_threads(1)
+        if outcomes is not None:
+            env.share(_RemoteOutcomes(outcomes))
+        self.env: Any = Monitor(wrap(env.fork(), number))
+
+    def step(self, action: Any) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:
+        """As SB3's vectorized environments: an episode that ends is followed by the next."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        info["TimeLimit.truncated"] = truncated and not terminated
+        following: dict[str, Any] = {}
+        if terminated or truncated:
+            info["terminal_observation"] = observation
+            observation, following = self.env.reset()
+        return observation, float(reward), terminated or truncated, info, following
+
+    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        """Start over."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, info
+
+    def get(self, name: str) -> Any:
+        """An attribute of the environment or of a wrapper."""
+        return self.env.get_wrapper_attr(name)
+
+    def has(self, name: str) -> bool:
+        """Whether there is one."""
+        return bool(self.env.has_wrapper_attr(name))
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute."""
+        self.env.set_wrapper_attr(name, value)
+
+    def call(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Call a method of the environment or of a wrapper."""
+        return self.env.get_wrapper_attr(name)(*arguments, **named)
+
+    def wrapped(self, kind: type[gym.Wrapper[Any, Any, Any, Any]]) -> bool:
+        """Whether a wrapper is of a kind."""
+        return is_wrapped(self.env, kind)
+
+
+class _OutcomeKeeper:
+    """What runs in the actor that workers share outcomes through.
+
+    :param path: of the search's file, where it runs on the machine that has it
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.kept: Outcomes = KeptOutcomes() if path is None else OutcomeFile(path)
+
+    def get(self, key: bytes) -> Outcome | None:
+        """See ``Outcomes``."""
+        return self.kept.get(key)
+
+    def put(self, key: bytes, outcome: Outcome) -> None:
+        """See ``Outcomes``."""
+        self.kept.put(key, outcome)
+
+
+class _RemoteOutcomes:
+    """A worker's way to that actor. A search goes on without it."""
+
+    def __init__(self, keeper: Any) -> None:
+        self._keeper = keeper
+
+    def get(self, key: bytes) -> Outcome | None:
+        """See ``Outcomes``."""
+        try:
+            found: Outcome | None = ray.get(self._keeper.get.remote(key))
+        except RayError:
+            return None
+        return found
+
+    def put(self, key: bytes, outcome: Outcome) -> None:
+        """See ``Outcomes``; nobody waits for it."""
+        self._keeper.put.remote(key, outcome)
+
+
+def connect(address: str, workers: int) -> bool:
+    """Join the cluster of an address, or begin one of this machine for ``LOCAL``; whether it was begun here.
+
+    :raises InputError: if Ray is not installed, or no cluster answers
+    """
+    if ray is None:
+        raise InputError("Ray is not installed: pip install 'hsq-env[ray]'.")
+    if ray.is_initialized():
+        return False
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}},
+    }
+    try:
+        if address == LOCAL:
+            ray.init(num_cpus=workers, include_dashboard=False, **settings)
+        else:
+            ray.init(address=address, **settings)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        raise InputError(f"No Ray cluster answers at '{address}' ({error}): give its address with --ray.") from error
+    return address == LOCAL
+
+
+def disconnect() -> None:
+    """End the cluster that ``connect`` began."""
+    ray.shutdown()
+
+
+class RayVecEnv(VecEnv):
+    """Environments in Ray's actors, side by side.
+
+    The environment reaches every node once, through Ray's object store, and every actor makes its own copy of it. An
+    actor that dies is replaced while the others wait.
+
+    :param env: what workers start from; it stays as it is
+    :param count: of workers, with a processor core each
+    :param wrap: makes what is put around each worker's environment; called anew whenever a worker begins
+    :param gpus: share of a GPU that each worker takes
+    :param outcomes: file of the search, read and written where an actor can run on this machine; None shares outcomes
+        in memory
+    :param say: prints a line
+    :raises InputError: if the cluster has no room for the workers
+    """
+
+    def __init__(
+        self,
+        env: HSQEnv,
+        count: int,
+        wrap: Callable[[], Wrap],
+        gpus: float = 0.0,
+        outcomes: Path | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._check_room(count, gpus)
+        self._wrap, self._say, self._env = wrap, say, ray.put(env)
+        self._make = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker).remote
+        self._outcomes = ray.remote(num_cpus=0)(_OutcomeKeeper).options(**_here()).remote(outcomes)
+        self._deaths = [0] * count
+        self._gone: set[int] = set()  # whose step is owed by one that died
+        self._actors = [self._begin(worker) for worker in range(count)]
+        self._steps: list[Any] = []
+        self._actions: Any = None
+        self._observations: Any = None
+        super().__init__(count, env.observation_space, env.action_space)  # asks the actors for their render modes
+
+    def _begin(self, worker: int) -> Any:
+        return self._make(self._env, self._wrap(), worker, self._outcomes)
+
+    @staticmethod
+    def _check_room(count: int, gpus: float) -> None:
+        there = ray.cluster_resources()
+        for name, wanted in (("CPU", float(count)), ("GPU", gpus * count)):
+            if wanted > there.get(name, 0.0):
+                raise InputError(
+                    f"{count} workers need {wanted:g} {name}s and the cluster has {there.get(name, 0.0):g}: give fewer "
+                    "--workers or a smaller --gpus-per-worker."
+                )
+
+    def _replace(self, worker: int, error: Exception) -> None:
+        """Begin a worker again whose actor died.
+
+        :raises RuntimeError: if it dies again and again
+        """
+        self._deaths[worker] += 1
+        if self._deaths[worker] > MOST_DEATHS:
+            raise RuntimeError(
+                f"Worker {worker} has died {MOST_DEATHS} times in a row, perhaps for lack of memory: give fewer "
+                "--workers or fewer --search-images."
+            ) from error
+        self._say(f"worker {worker} died: it is begun again, and its episode is dropped")
+        self._gone.add(worker)
+        self._actors[worker] = self._begin(worker)
+
+    def _ask(self, workers: Sequence[int], method: str, *arguments: Any) -> list[Any]:
+        """Call an actor method of some workers; those that have died are begun again, reset and asked once more."""
+        asked = [getattr(self._actors[worker], method).remote(*arguments) for worker in workers]
+        return [self._answer(worker, given, method, arguments) for worker, given in zip(workers, asked, strict=True)]
+
+    def _answer(self, worker: int, asked: Any, method: str, arguments: tuple[Any, ...]) -> Any:
+        while True:
+            try:
+                return ray.get(asked)
+            except RayActorError as error:
+                self._replace(worker, error)
+                if method != "reset":
+                    self._actors[worker].reset.remote(None, None)  # actors do what they are told in order
+                asked = getattr(self._actors[worker], method).remote(*arguments)
+
+    def reset(self) -> Any:
+        """See SB3."""
+        every = range(self.num_envs)
+        asked = [self._actors[i].reset.remote(self._seeds[i], self._options[i] or None) for i in every]
+        given = [(self._seeds[i], self._options[i] or None) for i in every]
+        answers = [self._answer(i, asked[i], "reset", given[i]) for i in every]
+        self._gone.clear()  # nothing was going on
+        self._observations, self.reset_infos = np.stack([a[0] for a in answers]), [a[1] for a in answers]
+        self._reset_seeds()
+        self._reset_options()
+        return self._observations.copy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """See SB3."""
+        self._actions = actions
+        self._steps = [
+            None if worker in self._gone else self._actors[worker].step.remote(action)
+            for worker, action in enumerate(actions)
+        ]
+
+    def step_wait(self) -> Any:
+        """See SB3."""
+        answers = []
+        for worker, asked in enumerate(self._steps):
+            try:
+                answers.append(None if asked is None else ray.get(asked))
+                self._deaths[worker] = 0
+            except RayActorError as error:
+                answers.append(None)
+                self._replace(worker, error)
+        answers = [self._lost(worker) if a is None else a for worker, a in enumerate(answers)]
+        observations, rewards, dones, infos, following = zip(*answers, strict=True)
+        self._observations, self.reset_infos = np.stack(observations), list(following)
+        return self._observations.copy(), np.array(rewards, dtype=np.float64), np.array(dones), list(infos)
+
+    def _lost(self, worker: int) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:
+        """The end of an episode whose worker died, and the beginning of the next."""
+        observation, following = self._ask([worker], "reset", None, None)[0]
+        self._gone.discard(worker)
+        info = {
+            LOST: True,
+            "executed_action": self._actions[worker],
+            "terminal_observation": self._observations[worker],
+            "TimeLimit.truncated": True,
+        }
+        return observation, 0.0, True, info, following
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in [*self._actors, self._outcomes]:
+            with suppress(RayError):
+                ray.kill(actor)
+        self._actors = []
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """See SB3."""
+        return self._ask(list(self._get_indices(indices)), "get", attr_name)
+
+    def has_attr(self, attr_name: str) -> bool:
+        """See SB3."""
+        return all(self._ask(range(self.num_envs), "has", attr_name))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """See SB3."""
+        self._ask(list(self._get_indices(indices)), "set", attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """See SB3."""
+        return self._ask(list(self._get_indices(indices)), "call", method_name, method_args, method_kwargs)
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """See SB3."""
+        return self._ask(list(self._get_indices(indices)), "wrapped", wrapper_class)
+
+
+def _here() -> dict[str, Any]:
+    """Options of an actor that runs on this machine, if this machine is one of the cluster's."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if ray.util.client.ray.is_connected():  # the driver is a client outside of the cluster
+        return {}
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
