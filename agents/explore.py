@@ -70,6 +70,7 @@ class SearchLog:
     :param ended: whether there is nothing left to look for
     :param told: what the notes of a search that has ended were
     :param record: a file to which every finished episode is added
+    :param on_episode: called with every finished episode and its score
     """
 
     say: Callable[[str], None]
@@ -84,6 +85,7 @@ class SearchLog:
     ended: bool = False
     told: dict[str, Any] = field(default_factory=dict)
     record: Path | None = None
+    on_episode: Callable[[Episode, float], object] = lambda episode, score: None
 
     def count(self, steps: tuple[int, int]) -> None:
         """Add the ``steps_taken`` of an environment."""
@@ -108,6 +110,7 @@ class SearchLog:
             f"episode {len(self.episodes)} ({episode.source}): accuracy {episode.accuracy:.4f} at "
             f"{episode.ratio:.2f}x{aim}, divergence {episode.divergence:.3f}, {episode.seconds:.0f} s"
         )
+        self.on_episode(episode, self.score(episode))
 
     def end(self) -> None:
         """Nothing more is looked for: notes become what they have to tell."""

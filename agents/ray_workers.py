@@ -2,6 +2,8 @@
 
 An actor that dies is begun again. Its episode is lost: the step that it owed ends it with ``info["worker_lost"]``,
 neither finished nor rewarded, and agents with a replay drop what they have of it (see ``agents.executed``).
+
+Ray is an extra: whoever imports this module says what is missing (``agents.workers.missing_ray``).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +13,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
+from ray.exceptions import RayActorError, RayError
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
@@ -20,12 +24,6 @@ from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.outcomes import KeptOutcomes, OutcomeFile, Outcomes
 from hsq_env.prefixes import Outcome
-
-try:
-    import ray
-    from ray.exceptions import RayActorError, RayError
-except ImportError:  # an extra
-    ray = None  # type: ignore[assignment]
 
 LOCAL = "local"  # address: no cluster, but processes of this machine
 MOST_DEATHS = 5  # of a worker in a row, without a step between them
@@ -124,10 +122,8 @@ class _RemoteOutcomes:
 def connect(address: str, workers: int) -> bool:
     """Join the cluster of an address, or begin one of this machine for ``LOCAL``; whether it was begun here.
 
-    :raises InputError: if Ray is not installed, or no cluster answers
+    :raises InputError: if no cluster answers
     """
-    if ray is None:
-        raise InputError("Ray is not installed: pip install 'hsq-env[ray]'.")
     if ray.is_initialized():
         return False
     settings: dict[str, Any] = {

@@ -35,6 +35,23 @@ TITLES = {
 }
 
 
+def print_sweep(rows: list[dict[str, Any]], out: Path) -> None:
+    """The table of a sweep, the smallest models last; a star marks the front."""
+    done = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: -row["bytes"])
+    table = Table(title=f"{len(done)} of {len(rows)} searches finished")
+    varied = [name for name in rows[0] if name in ("target_ratio", "seed", "reward", "detector", "algo")]
+    for name in (*varied, "ratio", "bytes", "test", "lost", "front"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in done:
+        factor = LOST[row["metric"]][1]
+        figures = (f"{row['ratio']:.2f}x", f"{row['bytes']:,}", f"{row['value']:.4f}", f"{factor * row['lost']:.2f}")
+        table.add_row(*(str(row[name]) for name in varied), *figures, "*" if row["front"] else "")
+    console = Console()
+    console.print(table)
+    if done:
+        console.print(f"lost: {LOST[done[0]['metric']][0]}; written to {out / 'sweep.json'}")
+
+
 def print_table(result: dict[str, Any], out: Path) -> None:
     """The table of a search."""
     table = Table(title=f"{result['dataset']}, {result['split']} split")

@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from tqdm import tqdm
 
+from agents.callbacks import Episode
 from agents.checkpoint import Checkpoints
 from agents.explore import SearchLog
 from agents.finalists import KeptStudents, choose, measure
@@ -52,6 +53,7 @@ def search(
     resume: bool = False,
     trust_checkpoints: bool = False,
     arguments: dict[str, Any] | None = None,
+    on_episode: Callable[[Episode, float], object] = lambda episode, score: None,
     say: Callable[[str], None] = tqdm.write,
     **env_arguments: Any,
 ) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def search(
     :param resume: go on with the interrupted search of ``out``, which must have had the same arguments
     :param trust_checkpoints: read checkpoints that another user or machine wrote, which can run code
     :param arguments: of the command, which a resumed search reads again
+    :param on_episode: called with every finished episode and its score, higher is better
     :param say: prints a line
     :param env_arguments: of ``HSQEnv``
     :return: the content of ``result.json``
@@ -139,6 +142,7 @@ def search(
         }
     record = folder.checkpoints / "episodes.jsonl"
     log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None, record=record)
+    log.on_episode = on_episode
     with folder.locked(), handling_signals(interrupt):
         _settle(folder, env, header, arguments, resume)
         teacher_bytes = folder.write_teacher(task.teacher_file())

@@ -87,8 +87,10 @@ def workers(
 def _on_cluster(
     env: HSQEnv, count: int, wrapping: Callable[[], Wrap], cluster: Cluster, say: Callable[[str], None]
 ) -> Iterator[VecEnv]:
-    from agents import ray_workers  # Ray is an extra
-
+    try:
+        from agents import ray_workers
+    except ImportError as error:
+        raise missing_ray() from error
     own = ray_workers.connect(cluster.address, count)
     made = None
     try:
@@ -99,6 +101,11 @@ def _on_cluster(
             made.close()
         if own:
             ray_workers.disconnect()
+
+
+def missing_ray() -> InputError:
+    """What to say where the extra is not installed."""
+    return InputError("Ray is not installed: pip install 'hsq-env[ray]'.")
 
 
 def check_workers(count: int) -> None:

@@ -4,10 +4,12 @@ from typing import Any
 
 from agents.commands.models import bench, evaluate, export, info, latency, leaderboard, monitor, validate
 from agents.commands.search import search
+from agents.commands.sweep import sweep
 from agents.commands.training import data, finetune, shapes, teacher
 
 COMMANDS: dict[str, Any] = {
     "search": search,
+    "sweep": sweep,
     "monitor": monitor,
     "evaluate": evaluate,
     "export": export,

@@ -1,12 +1,14 @@
 """``hsq search``."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 from detectors.errors import InputError
 
+OnEpisode = Callable[[Any, float], object]  # an ``Episode``, and its score
 DEFAULT_RATIO, DEFAULT_EPISODES = 8.0, 5
 PASSED_ON = (  # to ``agents.search.search`` under the same name
     "target_accuracy",
@@ -27,6 +29,10 @@ PASSED_ON = (  # to ``agents.search.search`` under the same name
     "checkpoint_minutes",
     "trust_checkpoints",
 )
+
+
+def no_one(episode: Any, score: float) -> None:
+    """Nobody is told."""
 
 
 def search(
@@ -132,11 +138,33 @@ def search(
     """
     arguments = dict(locals())
     if resume is not None:
-        _run(_begun_with(resume, arguments), resume, resumed=True)
+        _resume(resume, arguments)
     elif out is None:
         raise InputError("A search needs a folder to write: give --out, or --resume to go on with one.")
     else:
-        _run(arguments, out)
+        begin(arguments, out)
+
+
+def begin(arguments: dict[str, Any], out: Path, on_episode: OnEpisode = no_one) -> None:
+    """Search with arguments of the command, the usual ones where some are missing.
+
+    :param out: a new or empty folder
+    :param on_episode: see ``agents.search.search``
+    """
+    _run({**_defaults(), **arguments}, out, on_episode=on_episode)
+
+
+def resume_run(run: Path, on_episode: OnEpisode = no_one) -> None:
+    """``hsq search --resume``."""
+    _resume(run, _defaults(), on_episode)
+
+
+def _resume(run: Path, given: dict[str, Any], on_episode: OnEpisode = no_one) -> None:
+    _run(_begun_with(run, given), run, resumed=True, on_episode=on_episode)
+
+
+def _defaults() -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(search).parameters.items()}
 
 
 def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +175,7 @@ def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     """
     from agents.run_folder import read_settings
 
-    defaults = {name: parameter.default for name, parameter in inspect.signature(search).parameters.items()}
+    defaults = _defaults()
     own = ("resume", "trust_checkpoints")
     others = [name for name, value in given.items() if name not in own and value != defaults[name]]
     if others:
@@ -171,7 +199,7 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _run(arguments: dict[str, Any], out: Path, resumed: bool = False) -> None:
+def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode: OnEpisode = no_one) -> None:
     """Search with the command's arguments and print the table."""
     from agents.find import Explorer
     from agents.report import print_table
@@ -208,6 +236,7 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False) -> None:
         task_settings={"dataset": a.dataset, "splits": a.splits, "patch": a.patch, **settings},
         arguments=_as_json(arguments),
         resume=resumed,
+        on_episode=on_episode,
         **{name: arguments[name] for name in PASSED_ON},
     )
     print_table(result, out)

@@ -1,0 +1,244 @@
+"""Many searches at once, as trials of Ray Tune: which of them are worth their time, and what they found together."""
+
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+from agents.callbacks import Episode
+from agents.ray_workers import connect, disconnect
+from agents.run_folder import CHECKPOINTS, SETTINGS
+from detectors.errors import InputError
+from detectors.teacher import write_atomically
+
+TUNE = ".tune"  # folder of what Ray notes meanwhile
+GRACE_EPISODES = 5  # of the agent, before a trial may be stopped
+FULL_FOLDER = "holds files that are no sweep's: give an empty or new folder with --out"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What varies, and where it runs.
+
+    :param axes: values by name of an argument of ``hsq search``; every combination is a trial
+    :param arguments: of ``hsq search``, the same in all trials
+    :param trials: how many combinations are tried, the first ones at random and then those that Optuna's TPE expects to
+        be best; all when None
+    :param address: see ``agents.ray_workers.connect``
+    :param at_once: trials side by side
+    :param workers: processor cores of each
+    :param gpus: share of a GPU of each
+    :param stop_hopeless: end trials early that are behind others with the same target
+    """
+
+    axes: dict[str, list[Any]]
+    arguments: dict[str, Any]
+    trials: int | None = None
+    address: str = "local"
+    at_once: int = 2
+    gpus: float = 0.0
+    stop_hopeless: bool = True
+
+    @property
+    def combinations(self) -> list[dict[str, Any]]:
+        """All that could be tried."""
+        return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
+
+    def check(self) -> None:
+        """:raises InputError: for settings that no sweep can have"""
+        if not self.axes or not all(self.axes.values()):
+            raise InputError("A sweep needs something that varies: give several --target-ratio, --seed, --reward, ...")
+        for name, values in self.axes.items():
+            if len(set(values)) < len(values):
+                raise InputError(f"A value of --{name.replace('_', '-')} stands there twice: {values}.")
+        if self.at_once < 1 or (self.trials is not None and self.trials < 1):
+            raise InputError("A sweep of no trials finds nothing: give --at-once and --trials 1 or more.")
+
+
+def name_of(combination: dict[str, Any]) -> str:
+    """A folder's name for a trial."""
+    return "-".join(f"{name.replace('_', '')}_{value}" for name, value in combination.items()).replace(os.sep, "_")
+
+
+def run_sweep(sweep: Sweep, out: Path, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Run all trials; called again, a sweep goes on: finished trials are read, interrupted ones resumed.
+
+    :param out: a folder of runs, and of sweep.json
+    :return: a row per trial: its values, what became of it, ratio, metric, bytes, whether it lies on the front
+    :raises InputError: for settings that cannot be used, before anything is begun
+    """
+    sweep.check()
+    out = out.resolve()
+    named = {name_of(combination): combination for combination in sweep.combinations}
+    strangers = (
+        [path.name for path in out.iterdir() if path.name not in (*named, "sweep.json", TUNE)] if out.is_dir() else []
+    )
+    if out.is_file() or strangers:
+        raise InputError(f"{out} {FULL_FOLDER}.")
+    own = connect(sweep.address, sweep.at_once)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _run_trials(sweep, out)
+    finally:
+        if own:
+            disconnect()
+    rows = [row_of(combination, out / name) for name, combination in named.items()]
+    mark_front(rows)
+    write_atomically(out / "sweep.json", (json.dumps({"axes": sweep.axes, "trials": rows}, indent=1) + "\n").encode())
+    failed = [row["run"] for row in rows if row["state"] == "failed"]
+    if failed:
+        say(f"{len(failed)} of {len(rows)} trials failed, {', '.join(failed)}: see error.txt in their folders")
+    return rows
+
+
+def _run_trials(sweep: Sweep, out: Path) -> None:
+    space: dict[str, Any] = {
+        name: optuna.distributions.CategoricalDistribution(_plain(v)) for name, v in sweep.axes.items()
+    }
+    grid = {name: _plain(values) for name, values in sweep.axes.items()}
+    every = math.prod(len(values) for values in sweep.axes.values())
+    count = every if sweep.trials is None else min(sweep.trials, every)
+    seed = 0
+    sampler = optuna.samplers.GridSampler(grid, seed) if count == every else optuna.samplers.TPESampler(seed=seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    algorithm = ConcurrencyLimiter(
+        OptunaSearch(space, metric="score", mode="max", sampler=sampler), max_concurrent=sweep.at_once
+    )
+    trial = tune.with_resources(_Trial(sweep.arguments, out), {"cpu": 1, "gpu": sweep.gpus})
+    tune.Tuner(
+        trial,
+        tune_config=tune.TuneConfig(
+            num_samples=count,
+            search_alg=algorithm,
+            scheduler=AmongEquals() if sweep.stop_hopeless else None,
+        ),
+        run_config=tune.RunConfig(verbose=0, storage_path=str(out / TUNE)),
+    ).fit()
+    shutil.rmtree(out / TUNE, ignore_errors=True)
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    """Optuna knows numbers and strings."""
+    return [str(value) if isinstance(value, Path) else value for value in values]
+
+
+class _Trial:
+    """A search, in a process of Ray's.
+
+    :param arguments: of ``hsq search``
+    """
+
+    def __init__(self, arguments: dict[str, Any], out: Path) -> None:
+        self.arguments, self.out = arguments, out
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Search; reports after every episode."""
+        from agents.commands.search import begin, resume_run
+
+        folder, best = self.out / name_of(config), -math.inf
+        (folder / "error.txt").unlink(missing_ok=True)
+        episodes = 0
+
+        def on_episode(episode: Episode, score: float) -> None:
+            nonlocal best, episodes
+            best, episodes = max(best, score), episodes + 1
+            tune.report({"score": best, "episodes": episodes})
+
+        if (folder / "result.json").is_file():
+            tune.report({"score": _score_of(json.loads((folder / "result.json").read_text())), "episodes": 1})
+            return
+        try:
+            if (folder / CHECKPOINTS / SETTINGS).is_file():
+                resume_run(folder, on_episode)
+            else:
+                begin({**self.arguments, **config}, folder, on_episode)
+        except InputError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(f"{error}\n")
+
+
+def _score_of(result: dict[str, Any]) -> float:
+    """The best that a finished search measured."""
+    return -min((row["divergence"] for row in result["history"]), default=math.inf)
+
+
+class AmongEquals(FIFOScheduler):
+    """Successive halving (Li et al. 2018, arXiv 1810.05934), among trials with the same target and reward.
+
+    Divergences of different targets say nothing about each other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: dict[tuple[Any, ...], Any] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """See Ray."""
+        return True
+
+    def _scheduler(self, trial: Any) -> Any:
+        key = tuple(trial.config.get(name) for name in ("target_ratio", "reward", "detector"))
+        if key not in self._of:
+            self._of[key] = ASHAScheduler(
+                time_attr="episodes", metric="score", mode="max", grace_period=GRACE_EPISODES, max_t=10**9
+            )
+        return self._of[key]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """See Ray."""
+        self._scheduler(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """See Ray."""
+        decided: str = self._scheduler(trial).on_trial_result(tune_controller, trial, result)
+        return decided
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """See Ray."""
+        self._scheduler(trial).on_trial_complete(tune_controller, trial, result)
+
+
+def row_of(combination: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What became of a trial."""
+    row: dict[str, Any] = {**combination, "run": folder.name, "front": False}
+    if (folder / "result.json").is_file():
+        result = json.loads((folder / "result.json").read_text())
+        key = result["metric"].lower()
+        found = {name: figures for name, figures in result["methods"].items() if name.startswith("hsq")}
+        figures = next(iter(found.values()))
+        return {
+            **row,
+            "state": "finished",
+            "metric": result["metric"],
+            "value": figures[key],
+            "lost": result["teacher"][key] - figures[key],
+            "ratio": figures["ratio"],
+            "bytes": figures["bytes"],
+        }
+    if (folder / "error.txt").is_file():
+        return {**row, "state": "failed", "error": (folder / "error.txt").read_text().strip()}
+    return {**row, "state": "stopped" if folder.is_dir() else "not tried"}
+
+
+def mark_front(rows: list[dict[str, Any]]) -> None:
+    """Mark finished trials that no other one of their detector beats in both bytes and what is lost."""
+    done = [row for row in rows if row["state"] == "finished"]
+    for row in done:
+        rivals = [other for other in done if other.get("detector") == row.get("detector")]
+        row["front"] = not any(
+            (other["bytes"], other["lost"]) != (row["bytes"], row["lost"])
+            and other["bytes"] <= row["bytes"]
+            and other["lost"] <= row["lost"]
+            for other in rivals
+        )

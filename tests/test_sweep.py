@@ -1,0 +1,114 @@
+"""Many searches at once: what is tried, what is refused, what lies on the front."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agents.commands.sweep import _arguments
+from agents.report import print_sweep
+from detectors.errors import InputError
+
+pytest.importorskip("ray", reason="an extra: pip install 'hsq-env[ray]'")
+
+from agents.sweep import GRACE_EPISODES, AmongEquals, Sweep, mark_front, name_of, row_of, run_sweep
+
+
+def test_every_combination_is_a_trial() -> None:
+    sweep = Sweep({"target_ratio": [6.0, 10.0], "seed": [0, 1, 2]}, {})
+    assert len(sweep.combinations) == 6 and {"target_ratio": 10.0, "seed": 2} in sweep.combinations
+    assert len({name_of(combination) for combination in sweep.combinations}) == 6
+    assert "/" not in name_of({"reward": "a/b"})
+
+
+@pytest.mark.parametrize(
+    ("sweep", "sentence"),
+    [
+        (Sweep({}, {}), "needs something that varies"),
+        (Sweep({"seed": []}, {}), "needs something that varies"),
+        (Sweep({"seed": [1, 1]}, {}), r"--seed stands there twice: \[1, 1\]"),
+        (Sweep({"seed": [1]}, {}, trials=0), "no trials finds nothing"),
+        (Sweep({"seed": [1]}, {}, at_once=0), "no trials finds nothing"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(sweep: Sweep, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=sentence):
+        run_sweep(sweep, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(InputError, match="holds files that are no sweep's"):
+        run_sweep(Sweep({"seed": [1]}, {}), tmp_path)
+
+
+def test_flags_of_the_search_are_passed_on(tmp_path: Path) -> None:
+    assert _arguments(("--episodes", "50", "--pareto", "6", "8", "--bfloat16")) == {
+        "episodes": 50,
+        "pareto": (6.0, 8.0),
+        "bfloat16": True,
+    }
+    assert _arguments(("--dataset", str(tmp_path))) == {"dataset": str(tmp_path.resolve())}
+    with pytest.raises(SystemExit):
+        _arguments(("--no-such-flag",))
+
+
+def finished(folder: Path, size: int, score: float, metric: str = "mAP") -> None:
+    folder.mkdir()
+    key = metric.lower()
+    result = {
+        "metric": metric,
+        "teacher": {key: 0.7},
+        "methods": {"uniform8": {}, "hsq": {key: score, "bytes": size, "ratio": 800 / size}},
+        "history": [{"divergence": 1.0}],
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_rows_and_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, size, score in (("a", 100, 0.69), ("b", 50, 0.65), ("c", 60, 0.64), ("d", 100, 0.69)):
+        finished(tmp_path / name, size, score)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "error.txt").write_text("There is no file x.\n")
+    rows = [row_of({"seed": number}, tmp_path / name) for number, name in enumerate("abcdefg")]
+    mark_front(rows)
+    assert [row["front"] for row in rows] == [True, True, False, True, False, False, False]
+    assert [row["state"] for row in rows] == ["finished"] * 4 + ["stopped", "failed", "not tried"]
+    assert (
+        rows[5]["error"] == "There is no file x." and rows[1]["ratio"] == 16 and rows[1]["lost"] == pytest.approx(0.05)
+    )
+    print_sweep(rows, tmp_path)
+    assert "4 of 7 searches finished" in capsys.readouterr().out
+
+
+def test_trials_are_stopped_among_equals_only() -> None:
+    scheduler = AmongEquals()
+    trials = [
+        SimpleNamespace(config={"target_ratio": r, "seed": s}, trial_id=f"{r}-{s}") for r in (6, 14) for s in range(4)
+    ]
+    decisions: dict[str, str] = {}
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    for trial in trials:  # those of 14x are all worse than those of 6x; in each group the later the worse
+        score = -float(trial.config["target_ratio"]) - trial.config["seed"]
+        result: dict[str, Any] = {"score": score, "episodes": GRACE_EPISODES}
+        decisions[trial.trial_id] = scheduler.on_trial_result(None, trial, result)
+    assert decisions["6-0"] == decisions["14-0"] == "CONTINUE"
+    assert decisions["6-3"] == decisions["14-3"] == "STOP"
+
+
+@pytest.mark.long
+def test_a_sweep_runs_goes_on_and_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"search_images": 4, "pool_images": 4, "calibration_images": 2, "finetune_steps": 0, "warm_start": ()}
+    sweep = Sweep({"target_ratio": [6.0, 500.0], "algo": ["greedy"]}, small, at_once=1)
+    rows = run_sweep(sweep, tmp_path / "out")
+    assert [row["state"] for row in rows] == ["finished", "failed"] and rows[0]["ratio"] >= 6
+    assert "1 of 2 trials failed" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["trials"] == rows
+    before = (tmp_path / "out" / rows[0]["run"] / "result.json").stat().st_mtime_ns
+    assert run_sweep(sweep, tmp_path / "out") == rows
+    assert (tmp_path / "out" / rows[0]["run"] / "result.json").stat().st_mtime_ns == before
