@@ -16,6 +16,8 @@ from agents.surrogate import Guess, practice_env
 from agents.walk import Walk
 from hsq_env.env import HSQEnv
 
+FIRST, EACH = 100, 8  # episodes of practice before the first real one, and after each
+
 
 class Dyna(BaseCallback):
     """Keeps the model up to date, lets an off-policy agent practise in it and proposes plans to the environments.
@@ -33,8 +35,8 @@ class Dyna(BaseCallback):
     def __init__(
         self,
         planner: SurrogatePlanner,
-        first: int = 100,
-        each: int = 8,
+        first: int = FIRST,
+        each: int = EACH,
         gradient_steps: int = 10,
         proposals: float = 0.9,
         seed: int = 0,

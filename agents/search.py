@@ -170,6 +170,9 @@ def search(
                     folder.write_policy(agent)
             folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
             raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
+        except OSError:
+            say(f"{folder.path} holds what has been done: go on with hsq search --resume {folder.path}")
+            raise
         key, latency = task.metric_name.lower(), {}
         table = env.layer_costs.table
         if table is not None:

@@ -323,7 +323,7 @@ def killed_workers(task: Task) -> dict[str, Any]:
         taken.append(made[0].num_timesteps)
         return made[0]
 
-    Explorer.run = kept  # type: ignore[method-assign]
+    Explorer.run = kept  # type: ignore[method-assign, assignment]
     lines: list[str] = []
     explorer = Explorer(
         "dqn", episodes=None, time_budget=KILLED_FOR + 30, workers=2, surrogate=False, cluster=Cluster(nodes.address)

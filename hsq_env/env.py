@@ -463,7 +463,7 @@ class HSQEnv(gym.Env[Observation, Any]):
     def standing(self) -> Standing:
         """Everything that a search changes, for a checkpoint; what is computed from it is left out."""
         table = self.compressor.table
-        generators = (self._np_random, self.action_space._np_random, self.observation_space._np_random)
+        generators = (self.np_random, self.action_space.np_random, self.observation_space.np_random)
         return Standing(self.get_state(), generators, self.steps_taken, table.rows(), (table.lookups, table.hits))
 
     def stand(self, standing: Standing) -> None:

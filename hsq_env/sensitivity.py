@@ -1,8 +1,11 @@
 """Sensitivity: what each choice of each layer alone does to the distillation loss, before and after a repair."""
 
+import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from hsq_env.student import LayerInfo, Student
 from hsq_env.task import Batch, Distilled, Task
 
 Table = NDArray[np.float64]
+ROWS_SECONDS = 60.0  # between two writings of a table that is being measured
 CACHE_VERSION = 4  # raised whenever the same inputs would give other sensitivities
 
 
@@ -28,19 +32,24 @@ def measure_sensitivity(
     choices: Sequence[Choice],
     activation_bits: int | str | None = 8,
     pattern: str = "unstructured",
+    kept_rows: "KeptRows | None" = None,
 ) -> Table:
     """The divergence on the calibration images with one layer compressed, all others as the teacher has them.
 
     It is the KL part of the AKD loss with ``JUDGING_WEIGHTS``.
 
+    :param kept_rows: of a measurement that was interrupted
     :return: (layers, choices), non-negative; NaN-free: outputs that are no numbers count as the largest other value
     """
     student, criterion = Student(task, infos, activation_bits, pattern), AKD(weights=JUDGING_WEIGHTS)
     kept = KeptStates(task.calibration())
     dependencies = Dependencies(student.stages, kept.batches[0])
     teacher = _teacher_outputs(task, kept.batches)
-    table = np.full((len(infos), len(choices)), np.nan)
+    rows = kept_rows or KeptRows(None)
+    table = rows.load((len(infos), len(choices)))
     for index, info in enumerate(tqdm(infos, "sensitivities", disable=None, leave=False)):
+        if not np.isnan(table[index]).any():
+            continue
         kept.enter(dependencies.route(range(info.stage, info.stage + 1)))
         layer = student.layers[index]
         before = layer.snapshot()
@@ -48,27 +57,35 @@ def measure_sensitivity(
             student.compress(index, choice)
             table[index, column] = _loss(task, criterion, student, kept, teacher)
             layer.restore(before)
+        rows.keep(table)
     return _numbers(table)
 
 
 @torch.no_grad()
-def measure_repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alpha: float) -> Table:
+def measure_repaired_sensitivity(
+    compressor: Compressor, choices: Sequence[Choice], alpha: float, kept_rows: "KeptRows | None" = None
+) -> Table:
     """The same after the repair that a step makes: a few gradient steps on the layer's block.
 
     A choice that fine-tuning repairs well may be worth more than one that does less harm at first.
 
     :param alpha: share of the task loss in the repair
+    :param kept_rows: of a measurement that was interrupted
     :return: (layers, choices), as ``measure_sensitivity``
     """
     own, task, criterion = compressor.fork(), compressor.task, compressor.judge.criterion
     kept = KeptStates(task.calibration())
     teacher = _teacher_outputs(task, kept.batches)
-    table = np.full((len(own.infos), len(choices)), np.nan)
+    rows = kept_rows or KeptRows(None)
+    table = rows.load((len(own.infos), len(choices)))
     for index in tqdm(range(len(own.infos)), "repaired sensitivities", disable=None, leave=False):
+        if not np.isnan(table[index]).any():
+            continue
         for column, choice in enumerate(choices):
             with own.alone(index, choice, alpha) as (student, route):
                 kept.enter(route)
                 table[index, column] = _loss(task, criterion, student, kept, teacher)
+        rows.keep(table)
     return _numbers(table)
 
 
@@ -102,7 +119,10 @@ def sensitivity(
 ) -> Table:
     """``measure_sensitivity``, kept on disk under a hash of everything that it depends on."""
     digest = table_digest(task, (infos, choices, activation_bits, pattern), task.calibration())
-    return kept_table(digest, lambda: measure_sensitivity(task, infos, choices, activation_bits, pattern))
+    rows = KeptRows(_path_of(digest))
+    table = kept_table(digest, lambda: measure_sensitivity(task, infos, choices, activation_bits, pattern, rows))
+    rows.discard()
+    return table
 
 
 def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alpha: float) -> Table:
@@ -110,7 +130,10 @@ def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alph
     settings = (compressor.infos, choices, compressor.repair_settings(), alpha)
     task = compressor.task
     digest = table_digest(task, settings, [*task.calibration(), *task.finetuning()])
-    return kept_table(digest, lambda: measure_repaired_sensitivity(compressor, choices, alpha))
+    rows = KeptRows(_path_of(digest))
+    table = kept_table(digest, lambda: measure_repaired_sensitivity(compressor, choices, alpha, rows))
+    rows.discard()
+    return table
 
 
 def table_digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
@@ -125,18 +148,59 @@ def table_digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
 
 def kept_table(digest: str, measure: Callable[[], Table]) -> Table:
     """The table of that name from the cache folder, measured and put there if it is absent or damaged."""
-    path = cache_folder() / f"sensitivity-{digest}.npy"
+    path = _path_of(digest)
+    found = _read(path)
+    if found is None:
+        found = measure()
+        _write(path, found)
+    return found
+
+
+class KeptRows:
+    """The rows of a table that have been measured so far, written every minute: at full width a table takes hours.
+
+    :param path: of the whole table; None keeps nothing
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = None if path is None else path.with_suffix(".part.npy")
+        self._due = time.monotonic() + ROWS_SECONDS
+
+    def load(self, shape: tuple[int, int]) -> Table:
+        """What was kept; NaN where nothing was."""
+        found = None if self._path is None else _read(self._path)
+        return np.full(shape, np.nan) if found is None or found.shape != shape else found
+
+    def keep(self, table: Table) -> None:
+        """Write the table as it is, if it is time to."""
+        if self._path is not None and time.monotonic() >= self._due:
+            _write(self._path, table)
+            self._due = time.monotonic() + ROWS_SECONDS
+
+    def discard(self) -> None:
+        """The table is whole."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
+def _path_of(digest: str) -> Path:
+    return cache_folder() / f"sensitivity-{digest}.npy"
+
+
+def _read(path: Path) -> Table | None:
+    """None if it is absent or damaged."""
     try:
         with open(path, "rb") as file:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, EOFError):  # absent or damaged: measure
-        pass
-    table = measure()
-    try:
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _write(path: Path, table: Table) -> None:
+    """Write a table; a full or read-only disk must not stop a search, which can measure it again."""
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}.npy")
         np.save(beside, table)
         beside.replace(path)
-    except OSError:  # a full or read-only disk must not stop a search: the table is only a shortcut
-        pass
-    return table

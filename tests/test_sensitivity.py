@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_task import TinyNet, TinyTask
 
 from hsq_env import sensitivity as module
 from hsq_env.choices import Choice, choice_grid
+from hsq_env.compressor import Compressor
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.env import HSQEnv
 from hsq_env.layers import make_compressible
@@ -218,3 +220,35 @@ def test_repaired_tables_are_kept_by_their_settings(
 def student_bytes_of(env: HSQEnv) -> list[float]:
     """What the student's layers compute with."""
     return [float(tensor.double().sum()) for tensor in env.student.model.state_dict().values()]
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_an_interrupted_measurement_goes_on(
+    tiny: TinyTask,
+    infos: tuple[LayerInfo, ...],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    repaired: bool,
+) -> None:
+    compressor = Compressor(tiny)
+    loss, calls = module._loss, [0]
+
+    def table() -> np.ndarray:
+        return repaired_sensitivity(compressor, SOME, 0.3) if repaired else sensitivity(tiny, infos, SOME)
+
+    def interrupted(*arguments: Any) -> float:
+        calls[0] += 1
+        if calls[0] == 3 * len(SOME) + 1:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    expected = (
+        measure_repaired_sensitivity(compressor, SOME, 0.3) if repaired else measure_sensitivity(tiny, infos, SOME)
+    )
+    monkeypatch.setattr(module, "ROWS_SECONDS", -1.0)
+    monkeypatch.setattr(module, "_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        table()
+    assert np.array_equal(table(), expected)
+    assert calls[0] == 7 * len(SOME) + 1  # three layers were kept
+    assert [path.name.count(".") for path in folder.iterdir()] == [1]
