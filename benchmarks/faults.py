@@ -159,14 +159,15 @@ def cycles(task: Task, folder: Path, settings: dict[str, Any], episodes: int = 1
     run, explorer = folder / "cycles", Explorer("dqn", seed=0, episodes=episodes, surrogate=False)
     lost, ages, twice, harmed = 0, [], 0, 0
     for cycle in range(2 * CYCLES):
-        resume = (run / "checkpoints" / "settings.json").is_file()
+        resume, began = (run / "checkpoints" / "settings.json").is_file(), time.time()
         status, killed_at = in_child(
             lambda r=resume: run_search(task, run, explorer, r, settings),  # type: ignore[misc]
             rng.uniform(*CYCLE_SECONDS),
         )
         lost += status == FAILED
         files = sorted((run / "checkpoints").glob("*.checkpoint"))
-        if files:
+        # the first step of a resumed search writes one: without a new one there was no step that could be lost
+        if files and files[-1].stat().st_mtime > began:
             ages.append(killed_at - files[-1].stat().st_mtime)
         if cycle >= CYCLES and len(files) == 2:
             damage(files[-1], rng)

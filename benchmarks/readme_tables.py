@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the JSON files in ``benchmarks/results``.
+"""Write the tables of README.md and docs/scaling.md from the JSON files in ``benchmarks/results``.
 
 python -m benchmarks.readme_tables
 """
@@ -6,6 +6,7 @@ python -m benchmarks.readme_tables
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from agents.report import TITLES
 from benchmarks.record import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
+PAGES = (README, README.parent / "docs" / "scaling.md")
 BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -221,6 +223,52 @@ def coco_table(result: dict[str, Any]) -> str:
     )
 
 
+def faults_table(result: dict[str, Any]) -> str:
+    """What searches have survived; parts that were not run are left out."""
+    rows = ["| | |", "|---|---:|"]
+
+    def add(title: str, key: str, show: Callable[[Any], str]) -> None:
+        if key in result:
+            rows.append(f"| {title} | {show(result[key])} |")
+
+    def yes(value: bool) -> str:
+        return "yes" if value else "no"
+
+    add("searches killed at three random moments", "resumed_searches", str)
+    add("all ended with the plans, rewards and weights of ones that ran through", "resume_equal", yes)
+    add("the same on the embedded task, one search", "embedded_resume_equal", yes)
+    add("kills and resumes of one search", "kills", str)
+    add("of them with a damaged newest checkpoint", "damaged_checkpoints", str)
+    add("searches lost", "lost_runs", str)
+    add("steps measured twice", "steps_measured_twice", str)
+    add("oldest checkpoint at a kill", "seconds_since_checkpoint", lambda found: f"{found['largest']:.1f} s")
+    add("seconds between checkpoints", "interval_seconds", lambda seconds: f"{seconds:g} s")
+    add("workers of a Ray search that were killed", "killed_workers", lambda found: str(found["workers_killed"]))
+    add("steps in its replay", "killed_workers", lambda found: f"{found['steps_in_replay']:,}")
+    add("of them not as they were measured", "killed_workers", lambda found: str(found["steps_not_as_measured"]))
+    add("steps per second of two Ray workers over one", "ray_two_workers", lambda times: f"{times:.2f}")
+    add("what Ray adds to a step", "ray_step_overhead_ms", lambda ms: f"{ms:.1f} ms")
+    return "\n".join(rows)
+
+
+def scaling_table(result: dict[str, Any]) -> str:
+    """Simulated speedups."""
+    cases = {name: found for name, found in result.items() if isinstance(found, dict) and "workers" in found}
+    counts = list(next(iter(cases.values()))["workers"])
+    rows = [f"| workers | {' | '.join(counts)} | learner takes half at |", f"|---|{'---:|' * (len(counts) + 1)}"]
+    for name, found in cases.items():
+        speedups = " | ".join(f"{found['workers'][count]['speedup']:.1f}" for count in counts)
+        rows.append(
+            f"| {name.replace('_', ' ')}, {found['seconds_per_step']:.2g} s a step | {speedups} | "
+            f"{found['workers_where_the_learner_takes_half']:,.0f} |"
+        )
+    rows += ["", "| hours of 1000 episodes | " + " | ".join(counts) + " |", f"|---|{'---:|' * len(counts)}"]
+    for name, found in cases.items():
+        hours = " | ".join(f"{found['hours_of_1000_episodes'][count]:,.1f}" for count in counts)
+        rows.append(f"| {name.replace('_', ' ')} | {hours} |")
+    return "\n".join(rows)
+
+
 TABLES = {
     "artifacts.json": artifacts_table,
     "speed.json": speed_table,
@@ -230,6 +278,8 @@ TABLES = {
     "table1_bccd.json": paper_table,
     "peers.json": peers_table,
     "coco_cost_cpu.json": coco_table,
+    "faults.json": faults_table,
+    "scaling.json": scaling_table,
 }
 
 
@@ -246,4 +296,5 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))

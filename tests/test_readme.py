@@ -9,6 +9,7 @@ import pytest
 from tiny_task import TinyTask
 
 from benchmarks.readme_tables import (
+    PAGES,
     README,
     artifacts_table,
     coco_table,
@@ -21,8 +22,9 @@ from benchmarks.readme_tables import (
 
 
 def test_tables_are_those_of_the_result_files() -> None:
-    text = README.read_text()
-    assert with_tables(text) == text
+    for page in PAGES:
+        text = page.read_text()
+        assert with_tables(text) == text
 
 
 def test_tables_of_comparisons_by_hand() -> None:
