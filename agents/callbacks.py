@@ -109,7 +109,8 @@ class EpisodeRecorder(BaseCallback):
         return self.deadline is None or time.monotonic() < self.deadline
 
     def on_new_workers(self) -> None:
-        """The episodes that were going on are lost."""
+        """The episodes that were going on are lost, and their steps must be taken again."""
+        self.model.num_timesteps -= sum(self._lengths)
         self._on_training_start()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,10 +9,12 @@ A pickle can run code. Checkpoints are therefore signed with a key that this use
 are refused, and they are removed when the search has ended.
 """
 
+import contextlib
 import errno
 import hashlib
 import hmac
 import io
+import os
 import pickle
 import random
 import secrets
@@ -25,7 +27,6 @@ import numpy as np
 import torch
 import zstandard
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from detectors.cache import cache_folder
 from detectors.errors import InputError
@@ -64,7 +65,7 @@ class Checkpoints:
         number = int(files[-1].stem) + 1 if files else 1
         path = self.folder / f"{number:08d}.checkpoint"
         packed = zstandard.ZstdCompressor(level=1).compress(content)
-        signature = hmac.digest(_key(), packed, "sha256")
+        signature = hmac.digest(user_key(), packed, "sha256")
         data = MAGIC + hashlib.sha256(signature + packed).digest() + signature + packed
         try:
             write_atomically(path, data)
@@ -89,7 +90,7 @@ class Checkpoints:
             checksum, signed = data[len(MAGIC) : len(MAGIC) + DIGEST], data[len(MAGIC) + DIGEST :]
             if data.startswith(MAGIC) and hashlib.sha256(signed).digest() == checksum:
                 signature, packed = signed[:DIGEST], signed[DIGEST:]
-                if not (self.trust or hmac.compare_digest(signature, hmac.digest(_key(), packed, "sha256"))):
+                if not (self.trust or hmac.compare_digest(signature, hmac.digest(user_key(), packed, "sha256"))):
                     raise InputError(
                         f"{path} was not written by you on this machine, and reading it could run code of whoever "
                         "wrote it: give --trust-checkpoints if you know it."
@@ -100,20 +101,20 @@ class Checkpoints:
         return None
 
 
-def _key() -> bytes:
-    """With which this user signs; made once."""
+def user_key() -> bytes:
+    """With which this user signs what only this user's searches should read; made once."""
     path = cache_folder() / "checkpoint.key"
-    try:
-        found = path.read_bytes()
-    except FileNotFoundError:
-        found = b""
-    if len(found) == DIGEST:
-        return found
-    made = secrets.token_bytes(DIGEST)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(made)
-    return made
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(DIGEST))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another search was first: its key counts
+            os.link(beside, path)
+        beside.unlink()
+    return path.read_bytes()
 
 
 # attributes of an environment that no search changes, which others may hold too
@@ -141,7 +142,8 @@ def freeze(content: Any, env: HSQEnv, made_again: dict[str, Any]) -> bytes:
     """
     file = io.BytesIO()
     names = {id(getattr(env, name)): f"env.{name}" for name in SHARED}
-    _Pickler(file, {**names, id(env): "env", **{id(value): name for name, value in made_again.items()}}).dump(content)
+    others = {id(value): name for name, value in made_again.items() if value is not None}
+    _Pickler(file, {**names, id(env): "env", **others}).dump(content)
     return file.getvalue()
 
 
@@ -153,7 +155,7 @@ def thaw(data: bytes, env: HSQEnv, made_again: dict[str, Any]) -> Any:
     parts = {"env": env, **{f"env.{name}": getattr(env, name) for name in SHARED}, **made_again}
     try:
         return _Unpickler(io.BytesIO(data), {"logger": None, "workers": None, **parts}).load()
-    except (AttributeError, ImportError, IndexError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever another version's objects stumble over
         raise InputError(
             f"The checkpoint does not fit the installed versions ({error}): go on with those that began the search."
         ) from error
@@ -173,8 +175,6 @@ class _Pickler(cloudpickle.Pickler):
         """See ``pickle.Pickler``."""
         if isinstance(obj, Logger):
             return "logger"
-        if isinstance(obj, VecEnv) and not isinstance(obj.unwrapped, DummyVecEnv):
-            return "workers"
         return self._names.get(id(obj))
 
 

@@ -49,7 +49,15 @@ def drop_episodes(buffer: ReplayBuffer, workers: Sequence[int]) -> None:
         for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
             array = getattr(buffer, name)
             array[rows, worker] = array[source]
-        buffer.dones[last, worker] = buffer.timeouts[last, worker] = 1.0  # the next row is another episode's
+    end_episodes(buffer, workers)
+
+
+def end_episodes(buffer: ReplayBuffer, workers: Sequence[int]) -> None:
+    """Let the newest step of some workers be the last of its episode: what follows is another's."""
+    last = (buffer.pos - 1) % buffer.buffer_size
+    for worker in workers:
+        if not buffer.dones[last, worker]:
+            buffer.dones[last, worker] = buffer.timeouts[last, worker] = 1.0
 
 
 def _held(buffer: ReplayBuffer) -> int:

@@ -133,18 +133,20 @@ class SearchLog:
         if anew:
             write_atomically(self.record, b"".join(lines[: len(self.episodes)]))
             return []
-        taken = []
+        taken, whole = [], lines[: len(self.episodes)]
         for line in lines[len(self.episodes) :]:
             try:
                 row = json.loads(line)
-            except ValueError:  # the last one may be torn
+            except ValueError:  # torn
                 continue
+            whole.append(line.rstrip(b"\n") + b"\n")
             score, choices = row.pop("score"), tuple(Choice(*choice) for choice in row.pop("choices"))
             episode = Episode(plan=Plan(tuple(layers), choices), **row)
             taken.append(episode)
             if score is not None:
                 best = self.best_score.get(episode.target_ratio, -math.inf)
                 self.best_score[episode.target_ratio] = max(best, score)
+        write_atomically(self.record, b"".join(whole))
         self.episodes += taken
         return taken
 

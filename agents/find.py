@@ -24,6 +24,7 @@ from agents.baselines.planner import SurrogatePlanner
 from agents.diagnostics import QValues, StepRegression
 from agents.dyna import Dyna, learn_from_rollouts
 from agents.evaluations import EvaluationBudget
+from agents.executed import end_episodes
 from agents.explore import Policy, SearchLog, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.keeper import Keeper, Training, learn
@@ -37,6 +38,7 @@ from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.self_evaluation import SelfEvaluation
 
+SEEDS = 1009  # between those of workers that begin at different times
 WARM_START = ("ilp_loads",)  # baselines whose plans seed the replay
 
 
@@ -199,6 +201,11 @@ class Explorer:
         with contextlib.ExitStack() as stack:
             if self.apart:
                 agent.set_env(stack.enter_context(self._side_by_side(env, log, left)))
+                assert agent.env is not None
+                agent.env.seed(self.seed + SEEDS * (1 + self._played(log)))  # other targets than the first time
+                buffer = replay_of(agent)
+                if buffer is not None and buffer.size():
+                    end_episodes(buffer, range(buffer.n_envs))
             on_agent(agent)
             if logs is not None:
                 agent.set_logger(configure(logs, ["tensorboard", "csv"]))
@@ -281,7 +288,11 @@ class Explorer:
         """What is put around the environments of workers that begin now."""
         best = {target: episode for target in env.budgets for episode in log.best_plans(1, target)}
         known = {target: (executed_choices(env, e.plan), log.score(e)) for target, e in best.items()}
-        return Wrapping(known, evaluations, self.merit, self.returns, self.seed)
+        return Wrapping(known, evaluations, self.merit, self.returns, self.seed + SEEDS * self._played(log))
+
+    def _played(self, log: SearchLog) -> int:
+        """Finished episodes of the agent."""
+        return sum(episode.source == self.algo for episode in log.episodes)
 
 
 @dataclass(frozen=True)

@@ -96,24 +96,29 @@ class Keeper:
 
         :param callbacks: None once the training has ended
         """
-        training = None
+        training, workers = None, None
         try:
             with _without_frames(callbacks):
                 if callbacks is not None:
                     training = self._training(callbacks)
+                    workers = callbacks.model.env if training.spent else None
                 log = {name: getattr(self.log, name) for name in LOG_FIELDS}
-                data = freeze((training, log), self.env, self._made_again)
-            self.checkpoints.write(data)
-            self.written += 1
-        except OSError as error:
-            self.say(f"No checkpoint could be written to {self.checkpoints.folder} ({error.strerror}): {self._left()}.")
-        except (AttributeError, TypeError, ValueError, RecursionError) as error:  # pickle's many ways to say no
+                data = freeze((training, log), self.env, {**self._made_again, "workers": workers})
+        except Exception as error:  # pickle has many ways to say no
             self.say(f"This agent or a callback cannot be kept in a checkpoint ({error}): {self._left()}.")
+        else:
+            try:
+                self.checkpoints.write(data)
+                self.written += 1
+            except OSError as error:
+                place = error.filename or self.checkpoints.folder
+                self.say(f"No checkpoint could be written to {place} ({error.strerror}): {self._left()}.")
         self._due = time.monotonic() + 60 * self.minutes
 
     def _left(self) -> str:
         files = self.checkpoints.files()
-        return f"the search goes on, {files[-1].name} stays" if files else "the search goes on without one"
+        going = "the search ends" if self.stopping else "the search goes on"
+        return f"{going}, {files[-1].name} stays" if files else f"{going} without one"
 
     def _training(self, callbacks: "Callbacks") -> Training:
         agent = callbacks.model

@@ -6,6 +6,8 @@ neither finished nor rewarded, and agents with a replay drop what they have of i
 Ray is an extra: whoever imports this module says what is missing (``agents.workers.missing_ray``).
 """
 
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, NodeDiedError, OutOfMemoryError, RayActorError, RayError
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
@@ -26,7 +28,8 @@ from hsq_env.outcomes import KeptOutcomes, OutcomeFile, Outcomes
 from hsq_env.prefixes import Outcome
 
 LOCAL = "local"  # address: no cluster, but processes of this machine
-MOST_DEATHS = 5  # of a worker in a row, without a step between them
+MOST_DEATHS = 5  # of a worker in a row, without a finished episode between them
+DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, ActorUnschedulableError)
 LOST = "worker_lost"
 Wrap = Callable[[HSQEnv, int], gym.Env[Any, Any]]  # of an environment and the number of its worker
 
@@ -130,6 +133,8 @@ def connect(address: str, workers: int) -> bool:
         "log_to_driver": False,
         "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}},
     }
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address == LOCAL:
             ray.init(num_cpus=workers, include_dashboard=False, **settings)
@@ -137,6 +142,9 @@ def connect(address: str, workers: int) -> bool:
             ray.init(address=address, **settings)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise InputError(f"No Ray cluster answers at '{address}' ({error}): give its address with --ray.") from error
+    finally:
+        if here and handler is not None:
+            signal.signal(signal.SIGTERM, handler)  # Ray has one of its own, which would end the search without a word
     return address == LOCAL
 
 
@@ -175,6 +183,7 @@ class RayVecEnv(VecEnv):
         self._make = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker).remote
         self._outcomes = ray.remote(num_cpus=0)(_OutcomeKeeper).options(**_here()).remote(outcomes)
         self._deaths = [0] * count
+        self._begun = 0  # workers in the middle of a search
         self._gone: set[int] = set()  # whose step is owed by one that died
         self._actors = [self._begin(worker) for worker in range(count)]
         self._steps: list[Any] = []
@@ -219,11 +228,16 @@ class RayVecEnv(VecEnv):
         while True:
             try:
                 return ray.get(asked)
-            except RayActorError as error:
+            except DEATHS as error:
                 self._replace(worker, error)
                 if method != "reset":
-                    self._actors[worker].reset.remote(None, None)  # actors do what they are told in order
+                    self._actors[worker].reset.remote(self._new_seed(), None)  # actors do what they are told in order
                 asked = getattr(self._actors[worker], method).remote(*arguments)
+
+    def _new_seed(self) -> int:
+        """For a worker that begins in the middle, so that it does not draw what it drew before."""
+        self._begun += 1
+        return 7919 * self._begun
 
     def reset(self) -> Any:
         """See SB3."""
@@ -250,9 +264,11 @@ class RayVecEnv(VecEnv):
         answers = []
         for worker, asked in enumerate(self._steps):
             try:
-                answers.append(None if asked is None else ray.get(asked))
-                self._deaths[worker] = 0
-            except RayActorError as error:
+                answer = None if asked is None else ray.get(asked)
+                answers.append(answer)
+                if answer is not None and answer[2]:
+                    self._deaths[worker] = 0
+            except DEATHS as error:
                 answers.append(None)
                 self._replace(worker, error)
         answers = [self._lost(worker) if a is None else a for worker, a in enumerate(answers)]
@@ -262,7 +278,7 @@ class RayVecEnv(VecEnv):
 
     def _lost(self, worker: int) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:
         """The end of an episode whose worker died, and the beginning of the next."""
-        observation, following = self._ask([worker], "reset", None, None)[0]
+        observation, following = self._ask([worker], "reset", self._new_seed(), None)[0]
         self._gone.discard(worker)
         info = {
             LOST: True,

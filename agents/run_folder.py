@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import hmac
 import io
 import itertools
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.checkpoint import user_key
 from agents.replay import replay_bytes, replay_of
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
@@ -24,10 +26,13 @@ from hsq_env.student import Student
 CHECKPOINTS, SETTINGS = "checkpoints", "settings.json"
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, trust: bool = False) -> dict[str, Any]:
     """What an interrupted search wrote when it began.
 
-    :raises InputError: if the folder holds none
+    What stands there is obeyed when the search is resumed; it is therefore signed like checkpoints are.
+
+    :param trust: read what somebody else has signed, too
+    :raises InputError: if the folder holds none, or somebody else's
     """
     if (path / "result.json").is_file():
         raise InputError(f"The search of {path} has ended: its figures are in {path / 'result.json'}.")
@@ -38,7 +43,23 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no search that could go on: give the --out of one with --resume.") from error
     if not isinstance(found, dict) or not {"problem", "arguments"} <= set(found):
         raise InputError(f"{file} is no settings of a search: give the --out of one with --resume.")
+    if found.pop("signature", None) != _signature(found) and not trust:
+        raise InputError(
+            f"{file} was not written by you on this machine, and a search does what it says: give --trust-checkpoints "
+            "if you know it."
+        )
     return found
+
+
+def _signature(settings: dict[str, Any]) -> str:
+    content = json.dumps(settings, sort_keys=True).encode()
+    return hmac.digest(user_key(), content, "sha256").hex()
+
+
+def _unbegun(path: Path) -> bool:
+    """Whether a folder holds no more than what a search left that was killed before it had begun."""
+    names = {child.name for child in path.iterdir()}
+    return names <= {CHECKPOINTS, "teacher.safetensors"} and not (path / CHECKPOINTS / SETTINGS).exists()
 
 
 def check_new_folder(path: Path) -> None:
@@ -47,7 +68,7 @@ def check_new_folder(path: Path) -> None:
     :raises InputError: if so
     """
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if existing == path and (path.is_file() or any(path.iterdir())):
+    if existing == path and (path.is_file() or not _unbegun(path)):
         raise InputError(f"{path} already holds something: give an empty or new folder with --out.")
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{path} cannot be made, {existing} does not take it: give another folder with --out.")
@@ -59,13 +80,14 @@ class RunFolder:
     :param path: must not exist or be empty
     :param several: whether the search has several targets: ``plan-6.json``, ``model-6.hsq`` for the one of 6
     :param resumed: whether it is an interrupted search's
+    :param trust: see ``read_settings``
     :raises InputError: if it holds anything or is a file; or no interrupted search, where it should
     """
 
-    def __init__(self, path: str | Path, several: bool = False, resumed: bool = False) -> None:
+    def __init__(self, path: str | Path, several: bool = False, resumed: bool = False, trust: bool = False) -> None:
         self.path, self.several = Path(path), several
         if resumed:
-            read_settings(self.path)
+            read_settings(self.path, trust)
         else:
             check_new_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -101,7 +123,8 @@ class RunFolder:
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write what a search needs to be resumed."""
-        self.write_json(f"{CHECKPOINTS}/{SETTINGS}", settings)
+        plain = json.loads(json.dumps(settings))
+        self.write_json(f"{CHECKPOINTS}/{SETTINGS}", {**plain, "signature": _signature(plain)})
 
     def discard_checkpoints(self) -> None:
         """The search has ended."""

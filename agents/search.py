@@ -1,5 +1,6 @@
 """The search pipeline: sensitivities, seeds, agent, long fine-tuning, choice on the search split, test figures."""
 
+import hashlib
 import json
 import sys
 import time
@@ -88,7 +89,7 @@ def search(
     started = time.monotonic()
     explorer = explorer or Explorer()
     if resume:
-        read_settings(Path(out))
+        read_settings(Path(out), trust_checkpoints)
     else:
         check_new_folder(Path(out))
     if checkpoint_minutes < 0:
@@ -112,9 +113,9 @@ def search(
         **env_arguments,
     )
     say(f"teacher: {env.compressor.judge.scale.teacher:.4f} on the search split, {env.teacher_bytes:,} bytes")
-    folder = RunFolder(out, several=len(env.budgets) > 1, resumed=resume)
+    folder = RunFolder(out, several=len(env.budgets) > 1, resumed=resume, trust=trust_checkpoints)
     targets = list(env.budgets)
-    settings = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
+    aims = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
     header: dict[str, Any] = {
         "dataset": task.name,
         "model": model,
@@ -123,7 +124,7 @@ def search(
         **({"patch": task.patch} if isinstance(task, RestorationTask) else {}),
         "algo": explorer.algo,
         "seed": explorer.seed,
-        **settings,
+        **aims,
         "reward": reward,
         "beta": beta,
         "workers": explorer.workers,
@@ -144,8 +145,12 @@ def search(
     log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None, record=record)
     log.on_episode = on_episode
     with folder.locked(), handling_signals(interrupt):
-        _settle(folder, env, header, arguments, resume)
+        settings = _settings(env, header, env_arguments)
+        if resume:
+            _compare(read_settings(folder.path, trust_checkpoints), settings, folder.path)
         teacher_bytes = folder.write_teacher(task.teacher_file())
+        if not resume:
+            folder.write_settings({**settings, "arguments": arguments or {}})
         env.share(OutcomeFile(folder.checkpoints / "outcomes.txt"))
         kept = KeptStudents(folder.checkpoints, checkpoint_minutes)
         agents: list[Any] = []  # there is one as soon as it begins
@@ -198,29 +203,29 @@ def search(
         return result
 
 
-def _settle(
-    folder: RunFolder, env: HSQEnv, header: dict[str, Any], arguments: dict[str, Any] | None, resume: bool
-) -> None:
-    """Write down what is searched, or see that it is what was searched before.
+def _settings(env: HSQEnv, header: dict[str, Any], env_arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a search must have in common with the one that it resumes, as JSON has it."""
+    table = env.layer_costs.table
+    own = {name: repr(value) for name, value in env_arguments.items() if name != "latency_table"}
+    searched = {**{name: value for name, value in header.items() if name != "rebuild"}, **own}
+    searched["latency_table"] = None if table is None else hashlib.sha256(repr(table.to_json()).encode()).hexdigest()
+    found: dict[str, Any] = json.loads(
+        json.dumps({"problem": env.identity(), "search": searched, "versions": versions()})
+    )
+    return found
 
-    :raises InputError: if it is not
-    """
-    settings = {"problem": env.problem(), "search": header, "arguments": arguments or {}, "versions": versions()}
-    if not resume:
-        folder.write_settings(settings)
-        return
-    before, now = read_settings(folder.path), json.loads(json.dumps(settings))
+
+def _compare(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    """:raises InputError: if a resumed search is another than the one that was begun"""
     if before["problem"] != now["problem"]:
         raise InputError(
-            f"The search of {folder.path} was begun with another teacher, other images or other settings of its "
-            "steps: give what it was begun with."
+            f"The search of {run} was begun with another teacher, other images or other settings of its steps: give "
+            "what it was begun with."
         )
     for name, value in now["search"].items():
-        if name == "rebuild":  # a folder may have been named from elsewhere; the images were compared
-            continue
         was = before["search"].get(name)
         if was != value:
-            raise InputError(f"The search of {folder.path} was begun with {name} {was}, not {value}: give that.")
+            raise InputError(f"The search of {run} was begun with {name} {was}, not {value}: give that.")
 
 
 def _explore(
@@ -234,7 +239,7 @@ def _explore(
 ) -> None:
     """Look for plans, or go on with it."""
     begun = keeper.load() if resume else None
-    lost = log.recover([info.name for info in env.layers], anew=not explorer.apart or begun is None)
+    lost = log.recover([info.name for info in env.layers], anew=not explorer.apart)
     if begun is not None:
         begun.callbacks.finished_meanwhile(sum(episode.source == explorer.algo for episode in lost))
     if log.ended:

@@ -37,8 +37,14 @@ class SelfEvaluationCallback(BaseCallback):
     def _read_weights(self) -> tuple[float, float]:
         return self.training_env.get_attr("alpha")[0], self.training_env.get_attr("beta")[0]
 
+    def on_new_workers(self) -> None:
+        """They begin with the first alpha and beta."""
+        self.training_env.env_method("set_weights", *self._weights)
+
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
+        for worker, info in enumerate(self.locals["infos"]):
+            if info.get("worker_lost"):
+                self.training_env.env_method("set_weights", *self._weights, indices=worker)
             if "plan" in info:
                 self._steps_of_episode = len(info["plan"].choices)
                 self._ends.append((info["accuracy"], info["ratio"]))

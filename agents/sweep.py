@@ -1,5 +1,6 @@
 """Many searches at once, as trials of Ray Tune: which of them are worth their time, and what they found together."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from agents.run_folder import CHECKPOINTS, SETTINGS
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
 
+RECORD, STOPPED, ERROR = "sweep.json", "stopped", "error.txt"
 TUNE = ".tune"  # folder of what Ray notes meanwhile
 GRACE_EPISODES = 5  # of the agent, before a trial may be stopped
 FULL_FOLDER = "holds files that are no sweep's: give an empty or new folder with --out"
@@ -33,8 +35,7 @@ class Sweep:
 
     :param axes: values by name of an argument of ``hsq search``; every combination is a trial
     :param arguments: of ``hsq search``, the same in all trials
-    :param trials: how many combinations are tried, the first ones at random and then those that Optuna's TPE expects to
-        be best; all when None
+    :param trials: how many combinations are tried, drawn by Optuna without repetition; all when None
     :param address: see ``agents.ray_workers.connect``
     :param at_once: trials side by side
     :param workers: processor cores of each
@@ -81,25 +82,36 @@ def run_sweep(sweep: Sweep, out: Path, say: Callable[[str], None] = print) -> li
     sweep.check()
     out = out.resolve()
     named = {name_of(combination): combination for combination in sweep.combinations}
-    strangers = (
-        [path.name for path in out.iterdir() if path.name not in (*named, "sweep.json", TUNE)] if out.is_dir() else []
-    )
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    strangers = {name for name in found - {*named, RECORD} if not name.startswith(".")}
     if out.is_file() or strangers:
         raise InputError(f"{out} {FULL_FOLDER}.")
+    arguments = json.loads(json.dumps(sweep.arguments, default=str))
+    if RECORD in found and json.loads((out / RECORD).read_text()).get("arguments") != arguments:
+        raise InputError(f"The sweep of {out} was begun with other flags behind '--': give those, or another folder.")
     own = connect(sweep.address, sweep.at_once)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_json(out / RECORD, {"arguments": arguments, "axes": sweep.axes, "trials": []})
         _run_trials(sweep, out)
     finally:
         if own:
             disconnect()
     rows = [row_of(combination, out / name) for name, combination in named.items()]
     mark_front(rows)
-    write_atomically(out / "sweep.json", (json.dumps({"axes": sweep.axes, "trials": rows}, indent=1) + "\n").encode())
+    for row in rows:
+        if row["state"] == "stopped":
+            (out / row["run"] / STOPPED).touch()  # hopeless, next time too
+    write_json(out / RECORD, {"arguments": arguments, "axes": sweep.axes, "trials": rows})
     failed = [row["run"] for row in rows if row["state"] == "failed"]
     if failed:
         say(f"{len(failed)} of {len(rows)} trials failed, {', '.join(failed)}: see error.txt in their folders")
     return rows
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def _run_trials(sweep: Sweep, out: Path) -> None:
@@ -110,13 +122,13 @@ def _run_trials(sweep: Sweep, out: Path) -> None:
     every = math.prod(len(values) for values in sweep.axes.values())
     count = every if sweep.trials is None else min(sweep.trials, every)
     seed = 0
-    sampler = optuna.samplers.GridSampler(grid, seed) if count == every else optuna.samplers.TPESampler(seed=seed)
+    sampler = optuna.samplers.GridSampler(grid, seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     algorithm = ConcurrencyLimiter(
         OptunaSearch(space, metric="score", mode="max", sampler=sampler), max_concurrent=sweep.at_once
     )
     trial = tune.with_resources(_Trial(sweep.arguments, out), {"cpu": 1, "gpu": sweep.gpus})
-    tune.Tuner(
+    results = tune.Tuner(
         trial,
         tune_config=tune.TuneConfig(
             num_samples=count,
@@ -125,6 +137,12 @@ def _run_trials(sweep: Sweep, out: Path) -> None:
         ),
         run_config=tune.RunConfig(verbose=0, storage_path=str(out / TUNE)),
     ).fit()
+    for result in (results[number] for number in range(len(results))):
+        if result.error is not None and result.config is not None:
+            folder = out / name_of(result.config)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / ERROR).is_file():  # it could not say so itself
+                (folder / ERROR).write_text(f"{str(result.error).strip().splitlines()[-1]}\n")
     shutil.rmtree(out / TUNE, ignore_errors=True)
 
 
@@ -146,17 +164,21 @@ class _Trial:
         """Search; reports after every episode."""
         from agents.commands.search import begin, resume_run
 
-        folder, best = self.out / name_of(config), -math.inf
-        (folder / "error.txt").unlink(missing_ok=True)
-        episodes = 0
+        folder = self.out / name_of(config)
+        (folder / ERROR).unlink(missing_ok=True)
+        if (folder / STOPPED).is_file():
+            tune.report({"score": -math.inf, "episodes": 1})
+            return
+        before = _episodes_of(folder)
+        best, episodes = max(map(_worth, before), default=-math.inf), len(before)
 
         def on_episode(episode: Episode, score: float) -> None:
             nonlocal best, episodes
-            best, episodes = max(best, score), episodes + 1
+            best, episodes = max(best, _worth(vars(episode))), episodes + 1
             tune.report({"score": best, "episodes": episodes})
 
         if (folder / "result.json").is_file():
-            tune.report({"score": _score_of(json.loads((folder / "result.json").read_text())), "episodes": 1})
+            tune.report({"score": best, "episodes": episodes})
             return
         try:
             if (folder / CHECKPOINTS / SETTINGS).is_file():
@@ -165,12 +187,30 @@ class _Trial:
                 begin({**self.arguments, **config}, folder, on_episode)
         except InputError as error:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(f"{error}\n")
+            (folder / ERROR).write_text(f"{error}\n")
+        except Exception as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ERROR).write_text(f"{type(error).__name__}: {error}\n")
+            raise
 
 
-def _score_of(result: dict[str, Any]) -> float:
-    """The best that a finished search measured."""
-    return -min((row["divergence"] for row in result["history"]), default=math.inf)
+def _worth(episode: dict[str, Any]) -> float:
+    """What plans of one target are compared by, higher is better."""
+    bounded = episode["target_ratio"] is not None
+    return -float(episode["divergence"]) if bounded else float(episode["total_reward"])
+
+
+def _episodes_of(folder: Path) -> list[dict[str, Any]]:
+    """What a search has played so far."""
+    if (folder / "result.json").is_file():
+        found: list[dict[str, Any]] = json.loads((folder / "result.json").read_text())["history"]
+        return found
+    record = folder / CHECKPOINTS / "episodes.jsonl"
+    rows = []
+    for line in record.read_text().splitlines() if record.is_file() else []:
+        with contextlib.suppress(ValueError):  # torn
+            rows.append(json.loads(line))
+    return rows
 
 
 class AmongEquals(FIFOScheduler):
@@ -226,8 +266,8 @@ def row_of(combination: dict[str, Any], folder: Path) -> dict[str, Any]:
             "ratio": figures["ratio"],
             "bytes": figures["bytes"],
         }
-    if (folder / "error.txt").is_file():
-        return {**row, "state": "failed", "error": (folder / "error.txt").read_text().strip()}
+    if (folder / ERROR).is_file():
+        return {**row, "state": "failed", "error": (folder / ERROR).read_text().strip()}
     return {**row, "state": "stopped" if folder.is_dir() else "not tried"}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
@@ -477,12 +478,20 @@ class HSQEnv(gym.Env[Observation, Any]):
         self._np_random, self.action_space._np_random, self.observation_space._np_random = standing.generators
         self._steps, self._visited_steps = standing.steps
 
+    def identity(self) -> str:
+        """A hash of the problem: teacher, images, layers, settings of the repair; the same on every machine."""
+        shapes = [(info.name, info.shape, info.stride, info.groups, info.calls) for info in self.layers]
+        return self._digest((shapes, self.choices, self.compressor.repair_settings()), "any")
+
     def problem(self) -> str:
-        """A hash of all that rewards depend on: teacher, images, settings of the repair."""
-        task, compressor = self.task, self.compressor
-        settings = (self.layers, compressor.repair_settings(), compressor.judge.scale)
+        """A hash of all that rewards depend on, to the last bit: also of what this machine measures."""
+        settings = (self.layers, self.compressor.repair_settings(), self.compressor.judge.scale)
+        return self._digest(settings, torch.__version__)
+
+    def _digest(self, settings: object, version: str) -> str:
+        task = self.task
         batches = [*task.calibration(), *task.finetuning(), *task.evaluation("search")]
-        return table_digest(task, settings, batches)
+        return table_digest(task, settings, batches, version)
 
     def share(self, outcomes: Outcomes) -> None:
         """Look up there what others have measured, and tell of what is measured here; no reward changes.

@@ -136,9 +136,12 @@ def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alph
     return table
 
 
-def table_digest(task: Task, settings: object, batches: Sequence[Batch]) -> str:
-    """A name for a table that depends on the teacher, on images and on whatever else ``settings`` shows."""
-    digest = hashlib.sha256(repr((CACHE_VERSION, torch.__version__, JUDGING_WEIGHTS, settings)).encode())
+def table_digest(task: Task, settings: object, batches: Sequence[Batch], version: str = torch.__version__) -> str:
+    """A name for a table that depends on the teacher, on images and on whatever else ``settings`` shows.
+
+    :param version: of torch, on which last bits depend
+    """
+    digest = hashlib.sha256(repr((CACHE_VERSION, version, JUDGING_WEIGHTS, settings)).encode())
     for tensor in task.teacher.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     for batch in batches:

@@ -102,12 +102,17 @@ def test_bad_resumes(
     for bad, sentence in (
         ("{", "holds no search that could go on"),
         ("[]", "is no settings of a search"),
-        (json.dumps({**json.loads(good), "arguments": {}}), "was not begun by this command"),
-        (json.dumps({**json.loads(good), "arguments": {"nonsense": 1}}), "was not begun by this command"),
-        (json.dumps({**json.loads(good), "problem": "x"}), "another teacher, other images or other settings"),
+        (json.dumps({**json.loads(good), "arguments": {"algo": "os:abort"}}), "was not written by you"),
     ):
         settings.write_text(bad)
         assert sentence in fails(capsys, "search", "--resume", str(run))
+    for changed, sentence in (
+        ({"arguments": {}}, "was not begun by this command"),
+        ({"arguments": {"nonsense": 1}}, "was not begun by this command"),
+        ({"problem": "x"}, "another teacher, other images or other settings"),
+    ):
+        settings.write_text(json.dumps({**json.loads(good), **changed}))
+        assert sentence in fails(capsys, "search", "--resume", str(run), "--trust-checkpoints")
     settings.write_text(good)
     main(["search", "--resume", str(run)])
     assert (run / "result.json").is_file()

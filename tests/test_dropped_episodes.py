@@ -32,7 +32,7 @@ def test_dropped_steps_are_replaced_by_others(kind: type[ReplayBuffer]) -> None:
         drop_episodes(buffer, lost)
         assert np.array_equal(buffer.rewards[:12], before[:12]) and buffer.pos == 16
         assert np.array_equal(buffer.rewards[12:16, lost[0]], before[12:16, other])
-        assert buffer.dones[15, lost[0]] and buffer.timeouts[15, lost[0]]
+        assert buffer.dones[15, lost[0]] and not buffer.timeouts[15, lost[0]]  # the other's episode did end there
         assert np.array_equal(buffer.rewards[:, other], before[:, other])
 
 
@@ -50,3 +50,11 @@ def test_dropped_steps_of_all_workers_are_replaced_by_earlier_ones() -> None:
     buffer = filled(ReplayBuffer, 1, [9, 8, 9, 8, 9], size=20)  # around the end
     drop_episodes(buffer, [0])
     assert not {400.0 + step for step in range(9)} & set(buffer.rewards[:, 0]) and buffer.full
+
+
+def test_copied_steps_from_the_middle_of_an_episode_end_one() -> None:
+    buffer = filled(ReplayBuffer, 2, [5, 7])
+    ends = np.array([False, True])  # the second worker's episode ends, the first one's goes on
+    buffer.add(np.full((2, 1), 5.0), np.full((2, 1), 6.0), np.zeros((2, 1)), np.full(2, 9.0), ends, [{}, {}])
+    drop_episodes(buffer, [1])
+    assert buffer.dones[12].tolist() == [0, 1] and buffer.timeouts[12].tolist() == [0, 1]

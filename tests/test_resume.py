@@ -25,8 +25,9 @@ import agents.search
 import hsq_env.finetuning
 from agents.dyna import Dyna
 from agents.find import Explorer
-from agents.keeper import Keeper
+from agents.keeper import Callbacks, Keeper
 from agents.run_folder import RunFolder
+from agents.self_evaluation import SelfEvaluationCallback
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.compensation import apply_plan
@@ -35,6 +36,7 @@ from hsq_env.env import HSQEnv
 from hsq_env.file import student_bytes
 from hsq_env.finetuning import finetune_all
 from hsq_env.kept_training import KeptTraining
+from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import Student
 
 SETTINGS: dict[str, Any] = {"target_ratio": 6.0, "finetune_steps": 3, "say": lambda line: None}
@@ -342,3 +344,65 @@ def test_what_cannot_be_kept_is_said(tiny: TinyTask, tmp_path: Path) -> None:
     lines: list[str] = []
     search(tiny, tmp_path / "run", Explorer("dqn", episodes=1, surrogate=False, callbacks=[Unkept()]), say=lines.append)
     assert any("cannot be kept in a checkpoint" in line and line.endswith("goes on without one.") for line in lines)
+
+
+def test_resumed_workers_begin_where_they_are_told(tiny: TinyTask, tmp_path: Path, often: None) -> None:
+    explorer = Explorer(
+        "dqn", seed=3, episodes=9, workers=2, surrogate=False, window=2, self_evaluation=SelfEvaluation(0.95, 6.0)
+    )
+
+    def say(line: str) -> None:
+        if line.startswith("episode 6 "):
+            raise KilledError
+
+    settings: dict[str, Any] = {"target_ratio": None, "reward": "size", "beta": 0.9}
+    with pytest.raises(KilledError):
+        search(tiny, tmp_path / "run", explorer, say=say, **settings)
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        start = Callbacks._on_training_start
+
+        def noted(self: Callbacks) -> None:
+            start(self)
+            weights = next(c._weights for c in self.callbacks if isinstance(c, SelfEvaluationCallback))
+            workers = [tuple(self.training_env.get_attr(name)) for name in ("alpha", "beta")]
+            buffer = self.model.replay_buffer
+            seen.append((weights, workers, buffer.dones[buffer.pos - 1].tolist()))
+
+        patch.setattr(Callbacks, "_on_training_start", noted)
+        result = search(tiny, tmp_path / "run", explorer, resume=True, **settings)
+    (weights, workers, ended), *_ = seen
+    assert weights != (0.3, 0.9) and workers == [(w, w) for w in weights] and ended == [1.0, 1.0]
+    assert result["episodes"] == 9
+
+
+def test_workers_without_a_checkpoint_lose_no_episode_either(tiny: TinyTask, tmp_path: Path) -> None:
+    explorer = Explorer("dqn", seed=3, episodes=8, workers=2, surrogate=False)
+
+    def say(line: str) -> None:
+        if line.startswith("episode 6 "):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        search(tiny, tmp_path / "run", explorer, say=say)
+    for file in (tmp_path / "run" / "checkpoints").glob("*.checkpoint"):
+        file.write_bytes(b"torn")
+    record = tmp_path / "run" / "checkpoints" / "episodes.jsonl"
+    record.write_bytes(record.read_bytes() + b'{"source": "to')
+    result = search(tiny, tmp_path / "run", explorer, resume=True)
+    assert result["episodes"] >= 8 + 4 and len(result["history"]) >= 14
+
+
+def test_a_search_that_died_before_it_began_can_be_given_its_folder(
+    tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explorer, write = Explorer("dqn", seed=3, episodes=1, surrogate=False), RunFolder.write_settings
+
+    def full(self: RunFolder, settings: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "settings.json")
+
+    monkeypatch.setattr(RunFolder, "write_settings", full)
+    with pytest.raises(OSError, match="No space left"):
+        search(tiny, tmp_path / "run", explorer)
+    monkeypatch.setattr(RunFolder, "write_settings", write)
+    search(tiny, tmp_path / "run", explorer)

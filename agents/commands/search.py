@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from detectors.errors import InputError
 
+SHAPES, PHOTOS = "shapes", "photos"  # data that comes with the packages, whose modules take long to import
+
 OnEpisode = Callable[[Any, float], object]  # an ``Episode``, and its score
 DEFAULT_RATIO, DEFAULT_EPISODES = 8.0, 5
 PASSED_ON = (  # to ``agents.search.search`` under the same name
@@ -181,7 +183,7 @@ def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     if others:
         flag = others[0].replace("_", "-")
         raise InputError(f"A search goes on with what it was begun with: leave out --{flag} beside --resume.")
-    kept: dict[str, Any] = read_settings(run)["arguments"]
+    kept: dict[str, Any] = read_settings(run, given["trust_checkpoints"])["arguments"]
     if not kept or not set(kept) <= set(defaults):
         raise InputError(f"The search of {run} was not begun by this command: resume it as it was begun.")
     kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
@@ -194,7 +196,7 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
     here = ("out", "resume", "trust_checkpoints")
     kept = {name: value for name, value in arguments.items() if name not in here}
     for name in ("dataset", "teacher", "latency_table"):
-        if kept[name] is not None and Path(kept[name]).exists():
+        if kept[name] not in (None, SHAPES, PHOTOS) and Path(kept[name]).exists():
             kept[name] = str(Path(kept[name]).resolve())
     return kept
 

@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from agents.commands.search import search
+from agents.commands.search import PHOTOS, SHAPES, search
 from detectors.errors import InputError
 
 
@@ -40,7 +40,7 @@ def sweep(
     :param reward: divergence, size, energy, ...
     :param detector: names of detectors, each with its own COCO weights
     :param algo: agents or baselines
-    :param trials: how many of the combinations are tried, chosen by Optuna; all if not given
+    :param trials: how many of the combinations are tried, drawn at random; all if not given
     :param ray: address of a Ray cluster, "auto" for the one of this machine, "local" for none but this machine
     :param at_once: searches side by side
     :param gpus_per_trial: share of a GPU of each
@@ -83,6 +83,6 @@ def _arguments(flags: tuple[str, ...]) -> dict[str, Any]:
     usual: dict[str, Any] = tyro.cli(collected, args=[])
     made = {name: value for name, value in found.items() if value != usual[name]}
     for name in ("dataset", "teacher", "latency_table"):
-        if made.get(name) is not None and Path(made[name]).exists():
+        if made.get(name) not in (None, SHAPES, PHOTOS) and Path(made[name]).exists():
             made[name] = str(Path(made[name]).resolve())  # trials run in other folders
     return made
