@@ -213,7 +213,7 @@ class RayVecEnv(VecEnv):
         if self._deaths[worker] > MOST_DEATHS:
             raise RuntimeError(
                 f"Worker {worker} has died {MOST_DEATHS} times in a row, perhaps for lack of memory: give fewer "
-                "--workers or fewer --search-images."
+                f"--workers or fewer --search-images. The last time: {str(error).strip().splitlines()[-1]}"
             ) from error
         self._say(f"worker {worker} died: it is begun again, and its episode is dropped")
         self._gone.add(worker)

@@ -44,7 +44,7 @@ CYCLE_SECONDS = (0.5, 4.0)  # from a resume to the next kill
 KILL_EVERY, KILLED_FOR = 20.0, 130.0  # seconds, of Ray's workers
 SPEED_STEPS = 216  # that one worker takes in a round of the throughput
 ROUNDS = 3
-OVERHEAD_STEPS = 400
+OVERHEAD_STEPS, OVERHEAD_ROUNDS = 210, 5
 FAILED = 3  # exit status of a child that could not go on
 
 
@@ -250,32 +250,52 @@ def throughput() -> dict[str, Any]:
     return {"times": statistics.median(ratios[1:]), "rounds": ratios[1:], "step_ms": 1000 * statistics.median(seconds)}
 
 
+def _own_seconds(actor: Any, seed: int) -> float:
+    """In an actor: the mean of some steps of its environment, which asks nobody else."""
+    env, rng = actor.env.unwrapped, np.random.default_rng(seed)
+    outcomes, env.compressor._outcomes = env.compressor._outcomes, None
+    try:
+        actor.env.reset()
+        started = time.perf_counter()
+        for _ in range(OVERHEAD_STEPS):
+            if actor.env.step(int(rng.integers(0, 12)))[2]:
+                actor.env.reset()
+        return (time.perf_counter() - started) / OVERHEAD_STEPS
+    finally:
+        env.compressor._outcomes = outcomes
+
+
+def _seconds_through(vec: Any, seed: int) -> float:
+    """The mean of as many steps by way of Ray."""
+    rng = np.random.default_rng(seed)
+    vec.reset()
+    started = time.perf_counter()
+    for _ in range(OVERHEAD_STEPS):
+        vec.step(np.array([int(rng.integers(0, 12))]))
+    return (time.perf_counter() - started) / OVERHEAD_STEPS
+
+
 def overhead(task: Task) -> dict[str, float]:
-    """Milliseconds that a step takes longer in an actor, steps that compute and steps that the table answers."""
+    """Milliseconds that a step takes longer than the environment's own time in that actor.
+
+    :return: of steps that compute something, look for it with others first and tell them; and of steps that the table
+        answers
+    """
+    import ray
+
     from agents.ray_workers import LOCAL, RayVecEnv, connect, disconnect
     from agents.workers import keep_best
 
     connect(LOCAL, 1)
     try:
         env = HSQEnv(task, target_ratio=6.0)
-        vec, own = RayVecEnv(env, 1, lambda: keep_best), keep_best(env.fork(), 0)
-        found = {}
-        for name, seeds in (("measured", range(1, 4)), ("visited", (1, 1, 1))):
-            differences = []
-            for seed in seeds:
-                rng = np.random.default_rng(seed)
-                vec.reset()
-                own.reset()
-                for _ in range(OVERHEAD_STEPS):
-                    action = rng.integers(0, 12, 1)
-                    t0 = time.perf_counter()
-                    vec.step(action)
-                    t1 = time.perf_counter()
-                    _, _, ended, _, _ = own.step(int(action[0]))
-                    if ended:
-                        own.reset()
-                    differences.append(t1 - t0 - (time.perf_counter() - t1))
-            found[name] = 1000 * statistics.median(differences)
+        vec = RayVecEnv(env, 1, lambda: keep_best)
+        rounds: dict[str, list[float]] = {"measured": [], "visited": []}
+        for number in range(OVERHEAD_ROUNDS):
+            for name, own, through in (("measured", 2 * number, 2 * number + 1), ("visited", 2 * number, 2 * number)):
+                inside = ray.get(vec._actors[0].__ray_call__.remote(_own_seconds, own))
+                rounds[name].append(_seconds_through(vec, through) - inside)
+        found = {name: 1000 * statistics.median(seconds) for name, seconds in rounds.items()}
         vec.close()
     finally:
         disconnect()
