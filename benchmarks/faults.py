@@ -319,9 +319,11 @@ def killed_workers(task: Task) -> dict[str, Any]:
     deaths: list[float] = []
     taken: list[int] = []
     step_wait, rng = RayVecEnv.step_wait, random.Random(0)
-    started = time.monotonic()
+    started = 0.0  # with the first step
 
     def noted(self: Any) -> Any:
+        nonlocal started
+        started = started or time.monotonic()
         before = self._observations.copy()
         observations, rewards, dones, infos = step_wait(self)
         now = time.monotonic() - started
