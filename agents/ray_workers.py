@@ -6,6 +6,7 @@ neither finished nor rewarded, and agents with a replay drop what they have of i
 Ray is an extra: whoever imports this module says what is missing (``agents.workers.missing_ray``).
 """
 
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -37,14 +38,16 @@ Wrap = Callable[[HSQEnv, int], gym.Env[Any, Any]]  # of an environment and the n
 class _Worker:
     """What runs in an actor: an environment in its wrappers.
 
-    :param env: from the object store, a copy of this process's own
+    :param pickled: an environment, from the object store; this process makes its own copy. It is pickled as Python does
+        it: cloudpickle, which Ray uses, loses torch's memory formats
     :param wrap: put around it
     :param number: of the worker
     :param outcomes: an actor to share outcomes with
     """
 
-    def __init__(self, env: HSQEnv, wrap: Wrap, number: int, outcomes: Any) -> None:
+    def __init__(self, pickled: bytes, wrap: Wrap, number: int, outcomes: Any) -> None:
         torch.set_num_threads(1)
+        env: HSQEnv = pickle.loads(pickled)
         if outcomes is not None:
             env.share(_RemoteOutcomes(outcomes))
         self.env: Any = Monitor(wrap(env.fork(), number))
@@ -179,7 +182,7 @@ class RayVecEnv(VecEnv):
         say: Callable[[str], None] = print,
     ) -> None:
         self._check_room(count, gpus)
-        self._wrap, self._say, self._env = wrap, say, ray.put(env)
+        self._wrap, self._say, self._env = wrap, say, ray.put(pickle.dumps(env))
         self._make = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker).remote
         self._outcomes = ray.remote(num_cpus=0)(_OutcomeKeeper).options(**_here()).remote(outcomes)
         self._deaths = [0] * count
