@@ -16,6 +16,7 @@ from agents.keep_best import KeepBest
 from agents.workers import Cluster, keep_best, workers
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
+from hsq_env.make import make_task
 
 ray = pytest.importorskip("ray", reason="an extra: pip install 'hsq-env[ray]'")
 
@@ -157,3 +158,16 @@ def test_a_search_on_a_cluster_survives_the_death_of_its_workers(
         for end in ends[1:]:
             shown = buffer.observations[end - LAYERS + 1 : end + 1, worker, 0]
             assert np.all(np.diff(shown) > 0) or any(buffer.timeouts[end - LAYERS + 1 : end + 1, worker])
+
+
+@pytest.mark.long
+def test_a_detectors_environment_reaches_its_actors(cluster: Cluster, shapes_folder: Path) -> None:
+    images = {"search_images": 2, "pool_images": 2, "calibration_images": 2}
+    env = HSQEnv(make_task(shapes_folder, **images), target_ratio=6.0, finetune_steps=1)
+    env.reset()
+    with workers(env, 1, cluster=cluster) as one:
+        assert isinstance(one, RayVecEnv)
+        one.reset()
+        for action in (4, 8):
+            rewards = one.step(np.array([action]))[1]
+            assert rewards[0] == env.step(action)[1]
