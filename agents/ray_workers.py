@@ -43,13 +43,14 @@ class _Worker:
     :param wrap: put around it
     :param number: of the worker
     :param outcomes: an actor to share outcomes with
+    :param file: where the search shares them, if this machine sees it
     """
 
-    def __init__(self, pickled: bytes, wrap: Wrap, number: int, outcomes: Any) -> None:
+    def __init__(self, pickled: bytes, wrap: Wrap, number: int, outcomes: Any, file: Path | None) -> None:
         torch.set_num_threads(1)
         env: HSQEnv = pickle.loads(pickled)
-        if outcomes is not None:
-            env.share(_RemoteOutcomes(outcomes))
+        # a file of this machine, or of storage that it shares, answers in microseconds; an actor in milliseconds
+        env.share(OutcomeFile(file) if file is not None and file.is_file() else _RemoteOutcomes(outcomes))
         self.env: Any = Monitor(wrap(env.fork(), number))
 
     def step(self, action: Any) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:
@@ -185,6 +186,9 @@ class RayVecEnv(VecEnv):
         self._wrap, self._say, self._env = wrap, say, ray.put(pickle.dumps(env))
         self._make = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker).remote
         self._outcomes = ray.remote(num_cpus=0)(_OutcomeKeeper).options(**_here()).remote(outcomes)
+        if outcomes is not None:
+            outcomes.touch()
+        self._file = outcomes
         self._deaths = [0] * count
         self._begun = 0  # workers in the middle of a search
         self._gone: set[int] = set()  # whose step is owed by one that died
@@ -195,7 +199,7 @@ class RayVecEnv(VecEnv):
         super().__init__(count, env.observation_space, env.action_space)  # asks the actors for their render modes
 
     def _begin(self, worker: int) -> Any:
-        return self._make(self._env, self._wrap(), worker, self._outcomes)
+        return self._make(self._env, self._wrap(), worker, self._outcomes, self._file)
 
     @staticmethod
     def _check_room(count: int, gpus: float) -> None:

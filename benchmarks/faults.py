@@ -275,9 +275,10 @@ def _seconds_through(vec: Any, seed: int) -> float:
     return (time.perf_counter() - started) / OVERHEAD_STEPS
 
 
-def overhead(task: Task) -> dict[str, float]:
+def overhead(task: Task, outcomes: Path | None) -> dict[str, float]:
     """Milliseconds that a step takes longer than the environment's own time in that actor.
 
+    :param outcomes: a file to share them through; None for an actor
     :return: of steps that compute something, look for it with others first and tell them; and of steps that the table
         answers
     """
@@ -289,7 +290,7 @@ def overhead(task: Task) -> dict[str, float]:
     connect(LOCAL, 1)
     try:
         env = HSQEnv(task, target_ratio=6.0)
-        vec = RayVecEnv(env, 1, lambda: keep_best)
+        vec = RayVecEnv(env, 1, lambda: keep_best, outcomes=outcomes)
         rounds: dict[str, list[float]] = {"measured": [], "visited": []}
         for number in range(OVERHEAD_ROUNDS):
             for name, own, through in (("measured", 2 * number, 2 * number + 1), ("visited", 2 * number, 2 * number)):
@@ -310,7 +311,6 @@ def killed_workers(task: Task) -> dict[str, Any]:
     from agents.ray_workers import RayVecEnv, connect, disconnect
     from agents.workers import Cluster
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes.add_node(num_cpus=1)
     connect(nodes.address, 2)
@@ -389,16 +389,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill searches and see what is left of them.")
     parser.add_argument("--embedded", action="store_true", help="on the embedded task, once")
     parser.add_argument("--ray", action="store_true", help="Ray's workers instead")
+    parser.add_argument("--ray-speed", action="store_true", help="the last parts of --ray alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.embedded:
         merged(embedded_resume_equal=embedded_equal())
         return
     task = tiny_task()
+    if arguments.ray or arguments.ray_speed:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])  # of actors
     if arguments.ray:
         merged(killed_workers=killed_workers(task))
-        extra = overhead(task)
+    if arguments.ray or arguments.ray_speed:
+        with tempfile.TemporaryDirectory() as made:
+            extra = overhead(task, Path(made) / "outcomes")
         merged(ray_step_overhead_ms=max(extra.values()), ray_step_overhead=extra)
+        merged(ray_step_overhead_through_an_actor=overhead(task, None))
         found = throughput()
         merged(ray_two_workers=found["times"], ray_throughput=found)
         return
