@@ -38,8 +38,7 @@ Wrap = Callable[[HSQEnv, int], gym.Env[Any, Any]]  # of an environment and the n
 class _Worker:
     """What runs in an actor: an environment in its wrappers.
 
-    :param pickled: an environment, from the object store; this process makes its own copy. It is pickled as Python does
-        it: cloudpickle, which Ray uses, loses torch's memory formats
+    :param pickled: an environment, from the object store; this process makes its own copy
     :param wrap: put around it
     :param number: of the worker
     :param outcomes: an actor to share outcomes with

@@ -176,15 +176,22 @@ class CocoSplit:
         ]
 
 
+def layout_of(device: torch.device) -> torch.memory_format:
+    """Of images and weights in a device's memory.
+
+    Nothing keeps it as an attribute: pickles say it by a name that other processes may lack.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 class LazyBatches(Sequence[Batch]):
     """A split's batches, made whenever they are asked for: for splits that memory does not hold.
 
     :param device: where they are put
-    :param layout: of the images in memory
     """
 
-    def __init__(self, split: CocoSplit, batch_size: int, device: torch.device, layout: torch.memory_format) -> None:
-        self._split, self._chunks, self._device, self._layout = split, split.chunks(batch_size), device, layout
+    def __init__(self, split: CocoSplit, batch_size: int, device: torch.device) -> None:
+        self._split, self._chunks, self._device = split, split.chunks(batch_size), device
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -198,7 +205,7 @@ class LazyBatches(Sequence[Batch]):
     def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._split.batch(self._chunks[index]).to(self._device, self._layout)
+        return self._split.batch(self._chunks[index]).to(self._device, layout_of(self._device))
 
 
 def make_batch(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detectors.architecture import Architecture, Distillable, architecture_of
 from detectors.cache import cache_folder
-from detectors.coco import MOST_KEPT, Batch, CocoSplit, LazyBatches, check_folder, load_folder
+from detectors.coco import MOST_KEPT, Batch, CocoSplit, LazyBatches, check_folder, layout_of, load_folder
 from detectors.detection import Candidates, candidates, coco_rows, detections, detections_map
 from detectors.errors import InputError
 from detectors.fcos import FCOSArchitecture
@@ -63,8 +63,7 @@ class DetectionTask:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.name, self.spec, self.seed, self.batch_size = name, spec, seed, batch_size
         # channels last suits tensor cores; on a CPU it changed little
-        self._layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.teacher: Any = teacher.to(self.device).to(memory_format=self._layout)
+        self.teacher: Any = teacher.to(self.device).to(memory_format=layout_of(self.device))
         self._architecture = architecture or architecture_of(self.teacher)
         limits = {"search": search_images, "test": test_images}
         self._splits = {role: splits[role].first(n) if n else splits[role] for role, n in limits.items()}
@@ -76,7 +75,7 @@ class DetectionTask:
         self._assignments: dict[int, Any] = {}  # by place in the pool
 
     def _batches(self, split: CocoSplit) -> list[Batch]:
-        return [batch.to(self.device, self._layout) for batch in split.batches(self.batch_size)]
+        return [batch.to(self.device, layout_of(self.device)) for batch in split.batches(self.batch_size)]
 
     def stages(self, model: torch.nn.Module) -> list[Stage]:
         """See ``detectors.architecture.Architecture``."""
@@ -96,13 +95,13 @@ class DetectionTask:
         count = min(self.batch_size, len(self._train))
         picked = rng.choice(len(self._train), count, replace=False)
         return augmented_batch(self._train, [self._train.image_ids[i] for i in picked], rng).to(
-            self.device, self._layout
+            self.device, layout_of(self.device)
         )
 
     def evaluation(self, split: str) -> Sequence[Batch]:
         """All batches of "search" or "test"; made anew each time where memory would not hold them."""
         if split not in self._evaluation:
-            lazy = LazyBatches(self._splits[split], self.batch_size, self.device, self._layout)
+            lazy = LazyBatches(self._splits[split], self.batch_size, self.device)
             too_many = lazy[0].images.nbytes * len(lazy) > MOST_KEPT
             self._evaluation[split] = lazy if too_many else self._batches(self._splits[split])
         return self._evaluation[split]
