@@ -251,7 +251,7 @@ def test_images_beyond_what_is_kept_are_decoded_again(folder: Path, monkeypatch:
 
 def test_batches_that_are_made_when_asked_for_equal_those_that_are_kept(shapes_folder: Path) -> None:
     split = load_folder(shapes_folder, min_size=64, max_size=96)["train"]
-    lazy = LazyBatches(split, 3, torch.device("cpu"), torch.contiguous_format)
+    lazy = LazyBatches(split, 3, torch.device("cpu"))
     kept = split.batches(3)
     assert len(lazy) == len(kept) == 3 and [len(b.image_ids) for b in lazy] == [3, 3, 2]
     for one, other in zip([*lazy[:2], lazy[-1]], kept, strict=True):
