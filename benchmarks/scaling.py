@@ -183,7 +183,7 @@ def main() -> None:
         f"coco_{FASTER:g}_times_faster": rows(fast, coco_bytes(env)),
     }
     for name in ("embedded", "coco_two_cores", f"coco_{FASTER:g}_times_faster"):
-        speedups = {count: round(row["speedup"], 1) for count, row in figures[name]["workers"].items()}
+        speedups = {count: round(float(row["speedup"]), 1) for count, row in figures[name]["workers"].items()}
         print(f"{name}: {speedups}")
     print(f"wrote {write_result('scaling', figures)}")
 
