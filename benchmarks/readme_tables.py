@@ -252,7 +252,15 @@ def faults_table(result: dict[str, Any]) -> str:
 
 
 def scaling_table(result: dict[str, Any]) -> str:
-    """Simulated speedups."""
+    """What a search on COCO computes and moves, and simulated speedups."""
+    cost, coco = result["coco_cost"], result["coco_two_cores"]
+    images = {way: sum(part[way] for part in cost["images"].values()) for way in ("forward", "training")}
+    first = (
+        f"A table for COCO: {images['forward']:,} images forward and {images['training']:,} in training, "
+        f"{cost['multiply_accumulates_per_image'] / 1e9:.0f} billion multiply-accumulates each in a forward pass, "
+        f"{cost['flops_in_all'] / 1e15:,.0f} petaflop in all; {coco['bytes_per_node'] / 1e9:.1f} GB to each node once "
+        f"({coco['seconds_to_send_to_a_node']:.1f} s over 10 gigabits) and {result['bytes_of_a_step']:,} bytes a step."
+    )
     cases = {name: found for name, found in result.items() if isinstance(found, dict) and "workers" in found}
     counts = list(next(iter(cases.values()))["workers"])
     rows = [f"| workers | {' | '.join(counts)} | learner takes half at |", f"|---|{'---:|' * (len(counts) + 1)}"]
@@ -266,7 +274,7 @@ def scaling_table(result: dict[str, Any]) -> str:
     for name, found in cases.items():
         hours = " | ".join(f"{found['hours_of_1000_episodes'][count]:,.1f}" for count in counts)
         rows.append(f"| {name.replace('_', ' ')} | {hours} |")
-    return "\n".join(rows)
+    return "\n".join([first, "", *rows])
 
 
 TABLES = {

@@ -17,8 +17,10 @@ import copy
 import json
 import pickle
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hsq_env  # noqa: F401 - before torch
@@ -32,9 +34,12 @@ from agents.baselines.planner import SurrogatePlanner
 from agents.dyna import EACH, Dyna
 from agents.explore import SearchLog, rollout, seed_replay
 from agents.keep_best import KeepBest
+from benchmarks.artifacts import full_width_task
+from benchmarks.coco_cost import SIDE
 from benchmarks.record import RESULTS, write_result
 from hsq_env.env import HSQEnv
 from hsq_env.make import make_task
+from hsq_env.student import trace_layers
 
 EPISODES = 5  # whose steps are timed
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -132,6 +137,31 @@ def coco_bytes(env: HSQEnv) -> int:
     return images + 4 * 32_000_000
 
 
+def coco_cost(parts: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Floating-point operations of a table for COCO, by part, from the layers' multiply-accumulates.
+
+    A backward pass counts as two forward passes; training also has the teacher's forward pass.
+
+    :param parts: images by part, "forward" and "training"
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        task = full_width_task(Path(folder) / "pictures", SIDE)
+        macs = sum(info.macs for info in trace_layers(task))
+    flops = {name: 2 * macs * (own["forward"] + 4 * own["training"]) for name, own in parts.items()}
+    return {
+        "multiply_accumulates_per_image": macs,
+        "images": parts,
+        "flops": flops,
+        "flops_in_all": sum(flops.values()),
+    }
+
+
+def bytes_of_step(env: HSQEnv) -> int:
+    """What a worker gives back for a step that does not end an episode, pickled."""
+    env.reset(seed=0)
+    return len(pickle.dumps(env.step(4)))
+
+
 def rows(costs: Costs, size: float) -> dict[str, Any]:
     """All numbers of workers.
 
@@ -178,6 +208,8 @@ def main() -> None:
         "step_ms": {
             name: 1000 * float(np.quantile(steps, q)) for name, q in (("p5", 0.05), ("median", 0.5), ("p95", 0.95))
         },
+        "coco_cost": coco_cost(coco["images"]),
+        "bytes_of_a_step": bytes_of_step(env),
         "embedded": rows(costs, size),
         "coco_two_cores": rows(slow, coco_bytes(env)),
         f"coco_{FASTER:g}_times_faster": rows(fast, coco_bytes(env)),
