@@ -25,6 +25,7 @@ from detectors.teacher import write_atomically
 
 RECORD, STOPPED, ERROR = "sweep.json", "stopped", "error.txt"
 TUNE = ".tune"  # folder of what Ray notes meanwhile
+NOTHING = -1e30  # worth of a trial that has found nothing
 GRACE_EPISODES = 5  # of the agent, before a trial may be stopped
 FULL_FOLDER = "holds files that are no sweep's: give an empty or new folder with --out"
 
@@ -167,10 +168,10 @@ class _Trial:
         folder = self.out / name_of(config)
         (folder / ERROR).unlink(missing_ok=True)
         if (folder / STOPPED).is_file():
-            tune.report({"score": -math.inf, "episodes": 1})
+            tune.report({"score": NOTHING, "episodes": 1})
             return
         before = _episodes_of(folder)
-        best, episodes = max(map(_worth, before), default=-math.inf), len(before)
+        best, episodes = max(map(_worth, before), default=NOTHING), len(before)
 
         def on_episode(episode: Episode, score: float) -> None:
             nonlocal best, episodes
@@ -188,6 +189,7 @@ class _Trial:
         except InputError as error:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ERROR).write_text(f"{error}\n")
+            tune.report({"score": NOTHING, "episodes": 1})  # Ray insists on a figure
         except Exception as error:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ERROR).write_text(f"{type(error).__name__}: {error}\n")
