@@ -105,7 +105,7 @@ def _on_cluster(
 
 def missing_ray() -> InputError:
     """What to say where the extra is not installed."""
-    return InputError("Ray is not installed: pip install 'hsq-env[ray]'.")
+    return InputError("Ray is not installed: pip install -e '.[ray]'.")
 
 
 def check_workers(count: int) -> None:

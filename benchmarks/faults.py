@@ -360,7 +360,6 @@ def killed_workers(task: Task) -> dict[str, Any]:
         nodes.shutdown()
     buffer = made[0].replay_buffer
     held = range(buffer.buffer_size if buffer.full else buffer.pos)
-    rollout = sum(episode["source"] != "dqn" for episode in result["history"]) * len(task.stages(task.teacher))
     wrong = 0
     for row in held:
         for worker in range(buffer.n_envs):
@@ -378,7 +377,6 @@ def killed_workers(task: Task) -> dict[str, Any]:
         "episodes": result["episodes"],
         "steps_in_replay": len(held) * buffer.n_envs,
         "steps_not_as_measured": wrong,
-        "of_these_from_rollouts": rollout,
         "steps_per_second_before": len(whole) / (whole[-1] - whole[0]),
         "steps_per_second_after": len(after) / (after[-1] - after[0]),
     }

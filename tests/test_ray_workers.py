@@ -18,7 +18,7 @@ from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.make import make_task
 
-ray = pytest.importorskip("ray", reason="an extra: pip install 'hsq-env[ray]'")
+ray = pytest.importorskip("ray", reason="an extra: pip install -e '.[ray]'")
 
 from agents.ray_workers import LOCAL, LOST, MOST_DEATHS, RayVecEnv, connect, disconnect  # noqa: E402
 

@@ -11,7 +11,7 @@ from agents.commands.sweep import _arguments
 from agents.report import print_sweep
 from detectors.errors import InputError
 
-pytest.importorskip("ray", reason="an extra: pip install 'hsq-env[ray]'")
+pytest.importorskip("ray", reason="an extra: pip install -e '.[ray]'")
 
 from agents.sweep import GRACE_EPISODES, AmongEquals, Sweep, mark_front, name_of, row_of, run_sweep
 

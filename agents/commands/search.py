@@ -114,7 +114,7 @@ def search(
     :param step_minibatches: gradient steps of the brief fine-tuning in each step of the environment
     :param workers: environments side by side, each in a process of its own with one thread
     :param ray: spread the workers over a Ray cluster: its address (host:6379, ray://host:10001), "auto" for the one of
-        this machine, "local" for none but this machine's own processes; needs pip install 'hsq-env[ray]'
+        this machine, "local" for none but this machine's own processes; needs pip install -e '.[ray]'
     :param gpus_per_worker: share of a GPU that each of them takes
     :param warm_start: baselines whose plans the agent starts from; ilp_repaired and ilp_loads measure every choice once
         with a repair, which takes 3 minutes on the embedded task and an hour at full width on one core

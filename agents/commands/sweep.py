@@ -29,7 +29,7 @@ def sweep(
     """Run many searches at once and show which lie on the front of size and accuracy.
 
     Every combination of the values given is a search in a folder of its own in OUT, one processor core each. Called
-    again, an interrupted sweep goes on. Needs pip install 'hsq-env[ray]'.
+    again, an interrupted sweep goes on. Needs pip install -e '.[ray]'.
 
     Example: hsq sweep --out sweep --target-ratio 6 10 14 --seed 0 1 -- --episodes 50 --dataset photos/
 
