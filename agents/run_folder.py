@@ -26,6 +26,11 @@ from hsq_env.student import Student
 CHECKPOINTS, SETTINGS = "checkpoints", "settings.json"
 
 
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
 def read_settings(path: Path, trust: bool = False) -> dict[str, Any]:
     """What an interrupted search wrote when it began.
 
@@ -133,7 +138,7 @@ class RunFolder:
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write a JSON file."""
-        write_atomically(self.path / name, (json.dumps(data, indent=1) + "\n").encode())
+        write_json(self.path / name, data)
 
     def write_plan(self, plan: Plan, target: float | None = None) -> None:
         """Write ``plan.json``, or that of one target of several."""

@@ -19,9 +19,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from agents.callbacks import Episode
 from agents.ray_workers import connect, disconnect
-from agents.run_folder import CHECKPOINTS, SETTINGS
+from agents.run_folder import CHECKPOINTS, SETTINGS, write_json
 from detectors.errors import InputError
-from detectors.teacher import write_atomically
 
 RECORD, STOPPED, ERROR = "sweep.json", "stopped", "error.txt"
 TUNE = ".tune"  # folder of what Ray notes meanwhile
@@ -108,11 +107,6 @@ def run_sweep(sweep: Sweep, out: Path, say: Callable[[str], None] = print) -> li
     if failed:
         say(f"{len(failed)} of {len(rows)} trials failed, {', '.join(failed)}: see error.txt in their folders")
     return rows
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON file."""
-    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def _run_trials(sweep: Sweep, out: Path) -> None:
