@@ -14,7 +14,8 @@ from helpers import random_plan, write_noise
 from tiny_task import TinyTask
 
 import agents.explore
-import agents.report
+import agents.tables
+import agents.teachers
 import detectors.task
 import hsq_env.make
 import restorers.teacher
@@ -218,7 +219,7 @@ def test_teacher(shapes_folder: Path, tmp_path: Path, capsys: Captured, monkeypa
         given.update(settings, spec=spec, out=out, train=len(splits["train"]))
         return {"map": 0.5, "epoch": 3, "seconds": 9.0}
 
-    monkeypatch.setattr(agents.report, "train_teacher", record)
+    monkeypatch.setattr(agents.teachers, "train_teacher", record)
     out = tmp_path / "t.safetensors"
     flags = [
         "--image-size",
@@ -408,7 +409,7 @@ def test_an_interrupted_command(capsys: Captured, monkeypatch: pytest.MonkeyPatc
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(agents.report, "print_info", stop)
+    monkeypatch.setattr(agents.tables, "print_info", stop)
     assert fails(capsys, "info", "model.hsq", code=130) == "hsq: Interrupted."
 
 
