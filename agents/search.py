@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +17,8 @@ from agents.explore import SearchLog
 from agents.finalists import KeptStudents, choose, measure
 from agents.find import Explorer
 from agents.keeper import Keeper, handling_signals, interrupt
-from agents.provenance import machine, versions
+from agents.layer_figures import layer_figures
+from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder, read_settings
 from detectors.errors import InputError
 from hsq_env.accuracy import untreated_metric
@@ -195,6 +195,7 @@ def search(
             "methods": figures,
             "candidates": candidates if folder.several else candidates[str(targets[0])],
             **latency,
+            "layers": layer_figures(env),
             "sha256": folder.digests(),
             **_record(log, explorer.algo, started),
         }
@@ -251,6 +252,8 @@ def _explore(
     agent = explorer.run(env, log, str(folder.new_logs()), on_agent, keeper, begun)
     if isinstance(agent, BaseAlgorithm):
         folder.write_policy(agent)
+    if env.compressor.policy is not None and not explorer.apart:  # workers have one each
+        folder.write_spark(env.compressor.policy.spark)
     log.end()
     keeper.write(None)
 
@@ -289,7 +292,7 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
         "visited_steps": log.visited_steps,
         "diagnostics": log.diagnostics(),
         "environment": {
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command(),
             "versions": versions(),
             "machine": machine(),
         },

@@ -22,12 +22,14 @@ import restorers.teacher
 from agents.callbacks import EpisodeRecorder
 from agents.cli import main
 from agents.find import Explorer
+from agents.spark_file import load_spark
 from detectors.coco import load_folder
 from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask
 from detectors.teacher import DetectorSpec, freeze, teacher_bytes
 from hsq_env.choices import Plan
+from hsq_env.distillation.spark import Spark
 from hsq_env.file import read_header, save_hsq
 from hsq_env.student import Student, evaluate, trace_layers
 from restorers.task import RestorationTask
@@ -429,6 +431,7 @@ def test_a_restorer_from_search_to_evaluation(
     result = json.loads((out / "result.json").read_text())
     assert (result["model"], result["metric"]) == ("dncnn", "PSNR") and result["methods"]["hsq"]["ratio"] >= 6
     assert "dB lost" in capsys.readouterr().out
+    load_spark(Spark(), out / "spark.pt")
     main(["evaluate", str(out / "model.hsq"), *data, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["psnr"] == pytest.approx(result["methods"]["hsq"]["psnr"], rel=1e-9)

@@ -179,6 +179,7 @@ def finetune(
         policy_every,
         seed,
         bfloat16,
+        task_settings={"dataset": dataset, "splits": splits, "patch": patch, "seed": seed},
         say=print,
     )
 
