@@ -24,7 +24,7 @@ from hsq_env.file import load_hsq, read_header
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.sensitivity import sensitivity
 from hsq_env.size import layer_bytes, size_table
-from hsq_env.student import evaluate
+from hsq_env.student import evaluate, trace_layers
 
 METHODS = ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
 SETTINGS: dict[str, Any] = {
