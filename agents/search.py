@@ -28,6 +28,7 @@ from hsq_env.env import HSQEnv
 from hsq_env.latency_table import LatencyTable
 from hsq_env.outcomes import OutcomeFile
 from hsq_env.self_evaluation import SelfEvaluation
+from hsq_env.standing import identity
 from hsq_env.student import Student, evaluate
 from hsq_env.task import Task
 from restorers.task import RestorationTask
@@ -211,7 +212,7 @@ def _settings(env: HSQEnv, header: dict[str, Any], env_arguments: dict[str, Any]
     searched = {**{name: value for name, value in header.items() if name != "rebuild"}, **own}
     searched["latency_table"] = None if table is None else hashlib.sha256(repr(table.to_json()).encode()).hexdigest()
     found: dict[str, Any] = json.loads(
-        json.dumps({"problem": env.identity(), "search": searched, "versions": versions()})
+        json.dumps({"problem": identity(env), "search": searched, "versions": versions()})
     )
     return found
 
