@@ -12,6 +12,7 @@ from agents.report.run import Model, Run
 from agents.report.svg import ROLES, SERIES
 
 LAYER_INCHES = 0.14  # of width per layer
+NOTHING = 1e-5  # divergences below are drawn there
 
 
 def layers_drawing(run: Run, model: Model, name: str) -> Drawing:
@@ -51,7 +52,7 @@ def layers_drawing(run: Run, model: Model, name: str) -> Drawing:
 
 
 def _draw_sensitivities(axis: Any, run: Run, columns: Sequence[int]) -> None:
-    table = np.maximum([layer.sensitivity for layer in run.layers], 1e-8)
+    table = np.maximum([layer.sensitivity for layer in run.layers], NOTHING)
     places = range(len(run.layers))
     axis.vlines(places, table.min(axis=1), table.max(axis=1), color=ROLES["muted"], linewidth=1.5)
     own = [table[k, column] for k, column in enumerate(columns)]
