@@ -1,7 +1,7 @@
 """Meta-self-evaluation: how accuracy and ratio answer to alpha and beta, and the pair that serves the targets best.
 
 Pure mathematics, without an agent: a search tells of each window of episodes what alpha and beta were and what came of
-them; it is told what to use next, and why. The figure of merit is
+them; it is told what to use next, and why. The figure of merit is::
 
     MSE = (accuracy - target_accuracy)^2 + penalty * |ratio - target_ratio|
 
