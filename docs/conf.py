@@ -22,7 +22,8 @@ nitpicky = True
 # Libraries whose names stand in signatures are not linked: building needs no network.
 nitpick_ignore_regex = [("py:.*", generated.FOREIGN)]
 
-myst_enable_extensions = ["fieldlist"]
+myst_enable_extensions = ["deflist", "fieldlist"]
+smartquotes = False  # what is quoted may be typed
 myst_heading_anchors = 3  # "#some-heading", as code hosts make them
 
 html_theme = "furo"

@@ -54,15 +54,15 @@ def _command(name: str, function: Callable[..., object]) -> str:
         prose.append("\n".join(line for line in lines if not line.startswith("Example: ")))
     about = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in said.params}
     hints = inspect.get_annotations(function, eval_str=True)
-    rows = [
-        f"| {flag(parameter, hints[parameter.name])} | {_kind(hints[parameter.name])} | "
-        f"{_default(parameter.default)} | {_cell(about.get(parameter.name, ''))} |"
+    items = [
+        f"{flag(parameter, hints[parameter.name])} {_kind(hints[parameter.name])}{_default(parameter.default)}\n"
+        f": {_text(about.get(parameter.name, ''))}"
         for parameter in inspect.signature(function).parameters.values()
     ]
     parts = [f"## hsq {name}", *(text for text in prose if text)]
     if shown:
         parts.append("```bash\n" + "\n".join(shown) + "\n```")
-    return "\n\n".join([*parts, "| flag | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)])
+    return "\n\n".join([*parts, *items])
 
 
 def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -90,7 +90,7 @@ def _kind(hint: Any) -> str:
         return f"{inner[0]} ..." if Ellipsis in get_args(kind) else " ".join(inner)
     options = [part for part in get_args(kind) if part is not type(None)]
     if options and all(isinstance(part, str | int) for part in options):  # a Literal
-        return ", ".join(f"`{part}`" for part in options)
+        return " or ".join(f"`{part}`" for part in options)
     if options:
         return " or ".join(_kind(part) for part in options)
     names = {"str": "text", "Path": "path", "int": "integer", "float": "number"}
@@ -99,17 +99,17 @@ def _kind(hint: Any) -> str:
 
 def _default(value: Any) -> str:
     if value is inspect.Parameter.empty:
-        return "required"
+        return ", required"
     if value is None or value == ():
         return ""
     if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"`{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"
+        return "on by default" if value else "off by default"
+    return f", by default `{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"
 
 
-def _cell(text: str) -> str:
-    """Text that stays in its cell and shows what it holds: no pipe, no typographic dashes in flags."""
-    return re.sub(r"(?<![\w`-])(--[a-z][\w-]*)", r"`\1`", text.replace("|", "\\|"))
+def _text(text: str) -> str:
+    """Flags in it as code."""
+    return re.sub(r"(?<![\w`-])(--[a-z][\w-]*)", r"`\1`", text)
 
 
 def examples() -> str:
