@@ -113,7 +113,7 @@ def _text(text: str) -> str:
 
 
 def examples() -> str:
-    """Every file in ``examples/``: its docstring's first line, the rest of it, and the file."""
+    """Every file in ``examples/``: its docstring's first paragraph, and the file."""
     parts = []
     for path in sorted(EXAMPLES.glob("*.py")):
         if path.name == "__init__.py":
