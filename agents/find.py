@@ -37,6 +37,7 @@ from agents.workers import workers as make_workers
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.self_evaluation import SelfEvaluation
+from hsq_env.standing import stand
 
 SEEDS = 1009  # between those of workers that begin at different times
 WARM_START = ("ilp_loads",)  # baselines whose plans seed the replay
@@ -193,7 +194,7 @@ class Explorer:
         """Go on with a training: with one worker as if it had never stopped, with several from their next episodes."""
         callbacks = begun.callbacks
         agent = callbacks.model
-        env.stand(begun.standing)
+        stand(env, begun.standing)
         for steps in begun.spent:
             log.count(steps)
         spent = env.evaluations + log.steps - log.visited_steps

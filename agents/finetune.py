@@ -1,19 +1,17 @@
 """Quantization-aware training on its own: a plan, a teacher, a way to distil; no search."""
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from agents.provenance import machine, versions
+from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder
+from agents.spark_file import load_spark
 from detectors.errors import InputError
-from detectors.teacher import write_atomically
 from hsq_env.choices import BITS, Choice, Plan
 from hsq_env.compensation import ROUNDINGS, apply_plan, usual_rounding
 from hsq_env.distillation import AKD
@@ -84,6 +82,7 @@ def finetune(
     policy_every: int = EVERY,
     seed: int = 0,
     bfloat16: bool = False,
+    task_settings: dict[str, Any] | None = None,
     say: Callable[[str], None] = tqdm.write,
 ) -> dict[str, Any]:
     """Compress a teacher as a plan says, train it, measure it before and after, write it.
@@ -97,6 +96,7 @@ def finetune(
     :param policy: a spark.pt to go on from
     :param policy_every: steps between two lessons of SPARK's policy
     :param seed: of the policy; the batches follow the task's own
+    :param task_settings: for the record: arguments of ``hsq_env.make.make_task`` that make the task again
     :return: the content of result.json
     :raises InputError: if something is missing or does not fit, or the training falls apart; nothing is written then
     """
@@ -144,7 +144,7 @@ def finetune(
     folder.write_plan(chosen)
     folder.write_model(content)
     if spark is not None:
-        write_atomically(folder.path / "spark.pt", _saved(spark))
+        folder.write_spark(spark)
     result = {
         "dataset": task.name,
         "model": task.describe(),
@@ -164,25 +164,15 @@ def finetune(
         "policy_updates": spark.reinforce.updates if spark is not None else 0,
         "training_seconds": round(seconds, 1),
         "seconds": round(time.monotonic() - started, 1),
-        "environment": {"versions": versions(), "machine": machine()},
+        **({} if task_settings is None else {"rebuild": {"task": task_settings}}),
+        "environment": {"command": command(), "versions": versions(), "machine": machine()},
     }
     folder.write_json("result.json", result)
     say(f"{plan}, {distillation}: test {metric} {figures['finetuned']:.4f} at {result['ratio']:.2f}x, written to {out}")
     return result
 
 
-def _saved(spark: Spark) -> bytes:
-    content = io.BytesIO()
-    torch.save(spark.state_dict(), content)
-    return content.getvalue()
-
-
 def _restore(spark: Spark | None, path: Path) -> None:
     if spark is None:
         raise InputError(f"The policy {path} has nothing to weigh: give --distillation spark with it.")
-    try:
-        spark.load_state_dict(torch.load(path, weights_only=True))
-    except Exception as error:  # whatever a foreign file makes torch say
-        raise InputError(
-            f"{path} is not a SPARK policy ({type(error).__name__}): give the spark.pt of a run."
-        ) from error
+    load_spark(spark, path)

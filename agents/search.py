@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +17,8 @@ from agents.explore import SearchLog
 from agents.finalists import KeptStudents, choose, measure
 from agents.find import Explorer
 from agents.keeper import Keeper, handling_signals, interrupt
-from agents.provenance import machine, versions
+from agents.layer_figures import layer_figures
+from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder, read_settings
 from detectors.errors import InputError
 from hsq_env.accuracy import untreated_metric
@@ -28,6 +28,7 @@ from hsq_env.env import HSQEnv
 from hsq_env.latency_table import LatencyTable
 from hsq_env.outcomes import OutcomeFile
 from hsq_env.self_evaluation import SelfEvaluation
+from hsq_env.standing import identity
 from hsq_env.student import Student, evaluate
 from hsq_env.task import Task
 from restorers.task import RestorationTask
@@ -195,6 +196,7 @@ def search(
             "methods": figures,
             "candidates": candidates if folder.several else candidates[str(targets[0])],
             **latency,
+            "layers": layer_figures(env),
             "sha256": folder.digests(),
             **_record(log, explorer.algo, started),
         }
@@ -210,7 +212,7 @@ def _settings(env: HSQEnv, header: dict[str, Any], env_arguments: dict[str, Any]
     searched = {**{name: value for name, value in header.items() if name != "rebuild"}, **own}
     searched["latency_table"] = None if table is None else hashlib.sha256(repr(table.to_json()).encode()).hexdigest()
     found: dict[str, Any] = json.loads(
-        json.dumps({"problem": env.identity(), "search": searched, "versions": versions()})
+        json.dumps({"problem": identity(env), "search": searched, "versions": versions()})
     )
     return found
 
@@ -251,6 +253,8 @@ def _explore(
     agent = explorer.run(env, log, str(folder.new_logs()), on_agent, keeper, begun)
     if isinstance(agent, BaseAlgorithm):
         folder.write_policy(agent)
+    if env.compressor.policy is not None and not explorer.apart:  # workers have one each
+        folder.write_spark(env.compressor.policy.spark)
     log.end()
     keeper.write(None)
 
@@ -289,7 +293,7 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
         "visited_steps": log.visited_steps,
         "diagnostics": log.diagnostics(),
         "environment": {
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command(),
             "versions": versions(),
             "machine": machine(),
         },

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agents.report import TITLES
+from agents.tables import TITLES
 from benchmarks.record import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"

@@ -14,19 +14,22 @@ from helpers import random_plan, write_noise
 from tiny_task import TinyTask
 
 import agents.explore
-import agents.report
+import agents.tables
+import agents.teachers
 import detectors.task
 import hsq_env.make
 import restorers.teacher
 from agents.callbacks import EpisodeRecorder
 from agents.cli import main
 from agents.find import Explorer
+from agents.spark_file import load_spark
 from detectors.coco import load_folder
 from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask
 from detectors.teacher import DetectorSpec, freeze, teacher_bytes
 from hsq_env.choices import Plan
+from hsq_env.distillation.spark import Spark
 from hsq_env.file import read_header, save_hsq
 from hsq_env.student import Student, evaluate, trace_layers
 from restorers.task import RestorationTask
@@ -218,7 +221,7 @@ def test_teacher(shapes_folder: Path, tmp_path: Path, capsys: Captured, monkeypa
         given.update(settings, spec=spec, out=out, train=len(splits["train"]))
         return {"map": 0.5, "epoch": 3, "seconds": 9.0}
 
-    monkeypatch.setattr(agents.report, "train_teacher", record)
+    monkeypatch.setattr(agents.teachers, "train_teacher", record)
     out = tmp_path / "t.safetensors"
     flags = [
         "--image-size",
@@ -408,7 +411,7 @@ def test_an_interrupted_command(capsys: Captured, monkeypatch: pytest.MonkeyPatc
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(agents.report, "print_info", stop)
+    monkeypatch.setattr(agents.tables, "print_info", stop)
     assert fails(capsys, "info", "model.hsq", code=130) == "hsq: Interrupted."
 
 
@@ -428,6 +431,7 @@ def test_a_restorer_from_search_to_evaluation(
     result = json.loads((out / "result.json").read_text())
     assert (result["model"], result["metric"]) == ("dncnn", "PSNR") and result["methods"]["hsq"]["ratio"] >= 6
     assert "dB lost" in capsys.readouterr().out
+    load_spark(Spark(), out / "spark.pt")
     main(["evaluate", str(out / "model.hsq"), *data, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["psnr"] == pytest.approx(result["methods"]["hsq"]["psnr"], rel=1e-9)

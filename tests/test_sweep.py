@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agents.commands.sweep import _arguments
-from agents.report import print_sweep
+from agents.tables import print_sweep
 from detectors.errors import InputError
 
 pytest.importorskip("ray", reason="an extra: pip install -e '.[ray]'")

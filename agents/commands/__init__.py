@@ -3,6 +3,7 @@
 from typing import Any
 
 from agents.commands.models import bench, evaluate, export, info, latency, leaderboard, monitor, validate
+from agents.commands.reports import report
 from agents.commands.search import search
 from agents.commands.sweep import sweep
 from agents.commands.training import data, finetune, shapes, teacher
@@ -16,6 +17,7 @@ COMMANDS: dict[str, Any] = {
     "bench": bench,
     "latency": latency,
     "info": info,
+    "report": report,
     "validate": validate,
     "leaderboard": leaderboard,
     "finetune": finetune,

@@ -41,9 +41,9 @@ def monitor(
     from agents.find import Explorer
     from agents.monitor import explorer_from, settings_of
     from agents.monitor import monitor as measure
-    from agents.report import print_table
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
+    from agents.tables import print_table
 
     if retrain:
         if out is None:
@@ -75,7 +75,8 @@ def evaluate(
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param json: print JSON
     """
-    from agents.report import evaluate_file, print_evaluation
+    from agents.evaluate import evaluate_file
+    from agents.tables import print_evaluation
 
     print_evaluation(evaluate_file(file, dataset, split, splits), as_json=json)
 
@@ -107,7 +108,7 @@ def export(
     :param json: print JSON
     """
     from agents.export import export as write
-    from agents.report import print_exported
+    from agents.tables import print_exported
 
     exported = write(file, onnx, dataset, splits, post_processing, arithmetic)
     print_exported(exported.to_json(), as_json=json)
@@ -133,7 +134,7 @@ def bench(
     :param json: print JSON
     """
     from agents.bench import bench as measure
-    from agents.report import print_bench
+    from agents.tables import print_bench
 
     print_bench(measure(file, size, threads, repeats).to_json(), as_json=json)
 
@@ -163,7 +164,7 @@ def latency(
 
     from agents.latency import latency as measure
     from agents.provenance import machine, versions
-    from agents.report import print_latency
+    from agents.tables import print_latency
     from detectors.teacher import write_atomically
 
     if out.is_dir() or not out.parent.is_dir():
@@ -232,7 +233,7 @@ def leaderboard(
     """
     import json as jsons
 
-    from agents.report import print_leaderboard
+    from agents.tables import print_leaderboard
     from agents.validate import ranked, standing
     from agents.validate import validate as check
 
@@ -257,6 +258,6 @@ def info(file: Annotated[Path, tyro.conf.Positional], json: bool = False) -> Non
     :param file: model.hsq of a search
     :param json: print JSON
     """
-    from agents.report import print_info
+    from agents.tables import print_info
 
     print_info(file, as_json=json)

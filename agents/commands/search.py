@@ -204,9 +204,9 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
 def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode: OnEpisode = no_one) -> None:
     """Search with the command's arguments and print the table."""
     from agents.find import Explorer
-    from agents.report import print_table
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
+    from agents.tables import print_table
     from agents.workers import Cluster
     from hsq_env.make import make_task
 

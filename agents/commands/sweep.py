@@ -46,7 +46,7 @@ def sweep(
     :param gpus_per_trial: share of a GPU of each
     :param stop_hopeless: end searches early that are behind others with the same target
     """
-    from agents.report import print_sweep
+    from agents.tables import print_sweep
     from agents.workers import missing_ray
 
     try:

@@ -66,7 +66,7 @@ def teacher(
     :param steps_per_epoch: of a restorer, whose patches are drawn at random
     :param seed: of weights and order
     """
-    from agents.report import train_restorer_file, train_teacher_file
+    from agents.teachers import train_restorer_file, train_teacher_file
 
     if restorer is not None:
         train_restorer_file(
@@ -179,6 +179,7 @@ def finetune(
         policy_every,
         seed,
         bfloat16,
+        task_settings={"dataset": dataset, "splits": splits, "patch": patch, "seed": seed},
         say=print,
     )
 

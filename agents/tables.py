@@ -1,4 +1,4 @@
-"""What the commands print, and the small jobs behind them."""
+"""What the commands print."""
 
 import json
 from collections.abc import Sequence
@@ -8,23 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from agents.model_task import model_task
-from detectors.coco import class_names, load_folder
-from detectors.errors import InputError
-from detectors.shapes import CLASS_NAMES
-from detectors.task import SHAPES, shapes_folder
-from detectors.teacher import DetectorSpec
-from detectors.train import train_teacher
-from detectors.zoo import BACKGROUND, known
 from hsq_env.file import read_header
 from hsq_env.size import encoding
-from hsq_env.student import evaluate
-from restorers.images import PHOTOS, load_photos
-from restorers.teacher import DENOISERS, RestorerSpec
-from restorers.train import train_restorer
 
 LOST = {"mAP": ("points lost", 100.0), "PSNR": ("dB lost", 1.0)}
-EMBEDDED_SIDE = 128  # pixels of the generated images
 SHOWN_LAYERS = 10  # of a table of latencies
 TITLES = {
     "uniform8": "uniform 8 bit",
@@ -74,20 +61,6 @@ def print_table(result: dict[str, Any], out: Path) -> None:
     console.print(table)
     sources = " and ".join(dict.fromkeys(row["source"] for row in result["methods"].values() if "source" in row))
     console.print(f"Plans from {sources}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}.")
-
-
-def evaluate_file(file: Path, dataset: str | None, split: str, splits: Sequence[str] | None = None) -> dict[str, Any]:
-    """Bytes and metric of a ``.hsq`` file; the ratio too where the teacher lies beside it.
-
-    :param dataset: the embedded data of the model's kind when None
-    :raises InputError: if the file or the data cannot be used
-    """
-    task = model_task(file, dataset, splits)
-    score, size = evaluate(task, task.stages(task.teacher), split), file.stat().st_size
-    result = {"file": str(file), "dataset": task.name, "split": split, task.metric_name.lower(): score, "bytes": size}
-    teacher = file.parent / "teacher.safetensors"
-    ratio = {"ratio": teacher.stat().st_size / size} if teacher.is_file() else {}
-    return {**result, **ratio, "metric": task.metric_name}
 
 
 def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
@@ -187,76 +160,3 @@ def print_info(file: Path, as_json: bool) -> None:
         row = (entry.name, shape, str(entry.choice.bits), f"{entry.choice.sparsity:.0%}", kind)
         table.add_row(*row, str(entry.activation_bits or 32))
     Console().print(table)
-
-
-def train_teacher_file(
-    out: Path,
-    dataset: str,
-    detector: str,
-    image_size: int | None,
-    level_scale: float | None,
-    score_thresh: float,
-    train_images: int,
-    proposals: int | None = None,
-    splits: Sequence[str] | None = None,
-    **training: Any,
-) -> None:
-    """Train and say what came of it."""
-    embedded = dataset == SHAPES
-    names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
-    settings = known(detector)
-    names = (BACKGROUND, *names) if settings.background else names
-    usual = EMBEDDED_SIDE if embedded and not settings.fixed else settings.min_size
-    if settings.fixed and (image_size not in (None, usual) or level_scale not in (None, 1.0)):
-        raise InputError(
-            f"'{detector}' takes images of {usual} pixels alone: leave out --image-size and --level-scale."
-        )
-    if settings.fixed and training.get("batch_size") == 1:
-        raise InputError(f"'{detector}' does not train on one image at a time: give --batch-size 2 or more.")
-    if proposals is not None and (proposals < 1 or "rcnn" not in detector):
-        raise InputError(
-            f"{proposals} proposals of '{detector}': give 1 or more, for a Faster R-CNN alone (--proposals)."
-        )
-    image_size = image_size or usual
-    level_scale = 1.0 if settings.fixed else level_scale
-    spec = DetectorSpec(
-        detector,
-        names,
-        level_scale=level_scale or level_scale_for(image_size),
-        min_size=image_size,
-        max_size=image_size if settings.fixed else round(image_size * 1333 / 800),  # torchvision's proportion
-        score_thresh=score_thresh,
-        proposals=proposals,
-    )
-    spec.build()  # an unknown detector is refused before images are drawn
-    folder = shapes_folder({"train": train_images}) if embedded else Path(dataset)
-    loaded = load_folder(folder, names, spec.min_size, spec.max_size, splits, spec.preparation)
-    best = train_teacher(loaded, spec, out, **training)
-    print(f"wrote {out}: mAP {best['map']:.4f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
-
-
-def train_restorer_file(
-    out: Path,
-    dataset: str | None,
-    restorer: str,
-    noise: float,
-    scale: int,
-    channels: int,
-    patch: int,
-    splits: Sequence[str] | None = None,
-    **training: Any,
-) -> None:
-    """Train a restorer and say what came of it."""
-    problem = {"noise": noise} if restorer in DENOISERS else {"scale": scale}
-    spec = RestorerSpec(restorer, channels, **problem)
-    photos = load_photos(dataset or PHOTOS, channels, patch, splits)
-    best = train_restorer(photos, spec, out, patch=patch, **training)
-    print(f"wrote {out}: PSNR {best['psnr']:.3f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
-
-
-def level_scale_for(image_size: int) -> float:
-    """The power of two nearest to 1.5 * image_size / 800, at most 1: 0.25 at 128 pixels, 1 from 400 on."""
-    scale = 1.0
-    while scale > 1.5 * image_size / 800 * 2**0.5:
-        scale /= 2
-    return scale
