@@ -38,7 +38,6 @@ class Sweep:
     :param trials: how many combinations are tried, drawn by Optuna without repetition; all when None
     :param address: see ``agents.ray_workers.connect``
     :param at_once: trials side by side
-    :param workers: processor cores of each
     :param gpus: share of a GPU of each
     :param stop_hopeless: end trials early that are behind others with the same target
     """

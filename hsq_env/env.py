@@ -76,14 +76,16 @@ class HSQEnv(gym.Env[Observation, Any]):
     Accuracy is the student's metric on the search split over the teacher's (of restorers, gains in PSNR over the images
     as they come, see `hsq_env.accuracy`); divergence is the distillation loss between them on the same images, which
     tells apart what mAP on few images cannot. `reward` selects
-    `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
-    `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
-    `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
-    `"energy"`: the cost is the layer's bit operations (multiply-accumulates times bits of weight and activation, pruned
-    weights left out) over those in float32, weighted by its share of these;
-    `"latency"`: the cost is the layer's time in the latency table over that in float32, likewise;
-    `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`;
-    `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
+
+    - `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
+    - `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
+    - `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
+    - `"energy"`: the cost is the layer's bit operations (multiply-accumulates times bits of weight and activation,
+      pruned weights left out) over those in float32, weighted by its share of these;
+    - `"latency"`: the cost is the layer's time in the latency table over that in float32, likewise;
+    - `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`;
+    - `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
+
     The terms stand in `info["reward_terms"]`. A student whose outputs are no numbers counts as accuracy 0, gets a
     term of -1 and sets `info["diverged"]`.
 
