@@ -125,7 +125,7 @@ def finetune(
     sparsity_pattern: Literal["unstructured", "n:m", "channels"] = "unstructured",
     rounding: Literal["nearest", "compensated"] | None = None,
     policy: Path | None = None,
-    policy_every: int = 4,
+    policy_every: int = 5,
     batch_size: int = 8,
     patch: int = 48,
     seed: int = 0,
