@@ -25,6 +25,7 @@ def monitor(
 
     Exit code 0 if the target is met or a new search has ended, 1 if the target is missed.
 
+    Example: hsq monitor runs/photos --dataset new_photos/
     Example: hsq monitor runs/photos --dataset new_photos/ --retrain --out runs/new_photos
 
     :param run: folder of a finished search
@@ -69,6 +70,9 @@ def evaluate(
 ) -> None:
     """Measure bytes and mAP or PSNR of a .hsq file again.
 
+    Example: hsq evaluate runs/photos/model.hsq --dataset photos/
+    Example: hsq evaluate runs/first/model.hsq --split search --json
+
     :param file: model.hsq of a search
     :param dataset: data of the model's kind; the embedded data if not given
     :param split: "test", or "search" for the whole split that rewards come from
@@ -95,6 +99,7 @@ def export(
     Exit code 1 if the two figures are further apart than 0.2 points of mAP or 0.01 dB.
 
     Example: hsq export runs/photos/model.hsq --onnx photos.onnx --dataset photos/
+    Example: hsq export runs/photos/model.hsq --onnx photos.onnx --post-processing --dataset photos/
 
     :param file: model.hsq of a search
     :param onnx: the file to write
@@ -127,6 +132,9 @@ def bench(
 
     Nothing else should compute meanwhile.
 
+    Example: hsq bench runs/photos/model.hsq
+    Example: hsq bench runs/photos/model.hsq --size 320 320 --threads 1 4
+
     :param file: model.hsq of a search
     :param size: height and width of the image in pixels; a detector's own if not given, 96x96 for restorers
     :param threads: numbers of threads to time
@@ -150,6 +158,9 @@ def latency(
     """Time every layer of a teacher at each bit-width, in onnxruntime on this machine's CPU, and write a table.
 
     Nothing else should compute meanwhile. 'hsq search --latency-table' takes the table.
+
+    Example: hsq latency --out latency.json
+    Example: hsq latency --sparsity-pattern channels --teacher photos.safetensors --out latency.json
 
     :param out: the JSON file to write
     :param teacher: written by 'hsq teacher'; the shipped detector's if not given
@@ -189,6 +200,7 @@ def validate(
     Exit code 1 if a figure does not hold; it is named.
 
     Example: hsq validate runs/photos --dataset photos/
+    Example: hsq validate runs/photos --no-replay --json
 
     :param run: folder of a finished search
     :param dataset: where its data lie here; the place in its record if not given
@@ -225,6 +237,9 @@ def leaderboard(
     First come, for each data set, those that no other is both smaller and better than; last those whose claims do not
     hold, with the figures.
 
+    Example: hsq leaderboard runs/
+    Example: hsq leaderboard runs/ --replay --json
+
     :param folder: with a folder for each run
     :param dataset: where their data lie here; the places in their records if not given
     :param splits: names of the training, the search and the test split; those in their records if not given
@@ -254,6 +269,9 @@ def leaderboard(
 
 def info(file: Annotated[Path, tyro.conf.Positional], json: bool = False) -> None:
     """Print the plan of a .hsq file.
+
+    Example: hsq info runs/photos/model.hsq
+    Example: hsq info runs/photos/model.hsq --json
 
     :param file: model.hsq of a search
     :param json: print JSON

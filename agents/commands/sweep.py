@@ -32,6 +32,7 @@ def sweep(
     again, an interrupted sweep goes on. Needs pip install -e '.[ray]'.
 
     Example: hsq sweep --out sweep --target-ratio 6 10 14 --seed 0 1 -- --episodes 50 --dataset photos/
+    Example: hsq sweep --out sweep --algo dqn ilp local --at-once 4
 
     :param flags: of hsq search, the same for all, behind "--"
     :param out: a folder for all runs, and for sweep.json

@@ -136,6 +136,7 @@ def finetune(
     Writes OUT/model.hsq, plan.json, teacher.safetensors, result.json and, for SPARK, spark.pt.
 
     Example: hsq finetune --plan uniform4 --distillation spark --steps 300 --out runs/uniform4
+    Example: hsq finetune --plan runs/photos/plan.json --teacher photos.safetensors --dataset photos/ --out runs/again
 
     :param out: a new or empty folder
     :param plan: uniform8, uniform4, uniform2, or the plan.json of a search
@@ -186,6 +187,9 @@ def finetune(
 def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: int = 0) -> None:
     """Write the generated shapes data as a COCO-layout folder.
 
+    Example: hsq shapes --out shapes/
+    Example: hsq shapes --out shapes/ --train 8000 --seed 1
+
     :param out: a folder that does not exist yet
     :param train: images
     :param val: images of the search split
@@ -205,7 +209,8 @@ def data(
 ) -> None:
     """Fetch COCO 2017's images and boxes as a COCO-layout folder; called again, it goes on where it stopped.
 
-    Example: hsq data coco --out coco/ --splits val2017
+    Example: hsq data coco --out coco/
+    Example: hsq data coco --out coco/ --splits val2017 --images 500
 
     :param what: "coco", the only one so far
     :param out: the folder, with room for 40 GB, or for 2 GB with val2017 alone
