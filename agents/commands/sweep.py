@@ -25,6 +25,7 @@ def sweep(
     at_once: int = 2,
     gpus_per_trial: float = 0.0,
     stop_hopeless: bool = True,
+    json: bool = False,
 ) -> None:
     """Run many searches at once and show which lie on the front of size and accuracy.
 
@@ -46,7 +47,9 @@ def sweep(
     :param at_once: searches side by side
     :param gpus_per_trial: share of a GPU of each
     :param stop_hopeless: end searches early that are behind others with the same target
+    :param json: print what OUT/sweep.json holds in place of the table; all else goes to standard error
     """
+    from agents.output import aside
     from agents.tables import print_sweep
     from agents.workers import missing_ray
 
@@ -67,10 +70,12 @@ def sweep(
         if values
     }
     given = _arguments(flags)
-    for name in ("out", "resume", "ray", *axes):
+    for name in ("out", "resume", "ray", "json", *axes):
         if name in given:
             raise InputError(f"--{name.replace('_', '-')} is the sweep's own: leave it out behind '--'.")
-    print_sweep(run_sweep(Sweep(axes, given, trials, ray, at_once, gpus_per_trial, stop_hopeless), out), out)
+    with aside(json):
+        rows = run_sweep(Sweep(axes, given, trials, ray, at_once, gpus_per_trial, stop_hopeless), out)
+    print_sweep(rows, out, as_json=json)
 
 
 def _arguments(flags: tuple[str, ...]) -> dict[str, Any]:
