@@ -6,6 +6,7 @@ import os
 import sys
 
 import agents  # noqa: F401 - sets OMP_WAIT_POLICY before torch loads
+from agents.progress import shown
 from detectors.errors import InputError
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -16,7 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and turn expected failures into a sentence and an exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _run(arguments)
+        with shown():
+            _run(arguments)
     except InputError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     except ImportError as error:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from agents.provenance import machine, versions
 from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
+from detectors.progress import say, work
 from detectors.teacher import write_atomically
 from hsq_env.choices import BITS, Choice, Plan
 from hsq_env.compensation import ROUNDINGS, apply_plan, usual_rounding
@@ -84,7 +84,7 @@ def finetune(
     policy_every: int = EVERY,
     seed: int = 0,
     bfloat16: bool = False,
-    say: Callable[[str], None] = tqdm.write,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Compress a teacher as a plan says, train it, measure it before and after, write it.
 
@@ -132,9 +132,10 @@ def finetune(
     }
     say(f"teacher: test {metric} {figures['teacher']:.4f}; as quantized: {figures['ptq']:.4f}")
     trained = time.monotonic()
-    with tqdm(total=steps, desc=f"{distillation}, {steps} steps", disable=None, leave=False) as bar:
+    with work(f"{distillation}, step", steps) as going:
+        going.say(f"{metric} {figures['ptq']:.4f} as quantized, {figures['teacher']:.4f} of the teacher")
         if steps and not finetune_all(
-            student, steps, way.criterion, alpha, on_step=lambda _: bar.update(), bfloat16=bfloat16, spark=spark
+            student, steps, way.criterion, alpha, on_step=lambda _: going.advance(), bfloat16=bfloat16, spark=spark
         ):
             raise InputError(f"The training fell apart (a loss that is no number): nothing was written to {out}.")
     seconds = time.monotonic() - trained

@@ -194,8 +194,6 @@ def latency(
     """
     import json as jsons
 
-    from tqdm import tqdm
-
     from agents.latency import latency as measure
     from agents.output import aside
     from agents.provenance import machine, versions
@@ -204,8 +202,8 @@ def latency(
 
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
-    with aside(json), tqdm(desc="timing layers", disable=None, leave=False) as bar:
-        found = measure(teacher, size, threads, repeats, sparsity_pattern, lambda name: bar.update())
+    with aside(json):
+        found = measure(teacher, size, threads, repeats, sparsity_pattern)
     found["environment"] = {"versions": versions(), "machine": machine()}
     write_atomically(out, (jsons.dumps(found, indent=1) + "\n").encode())
     print_latency(found, as_json=json)
@@ -277,13 +275,14 @@ def leaderboard(
     from agents.tables import print_leaderboard
     from agents.validate import ranked, standing
     from agents.validate import validate as check
+    from detectors.progress import each
 
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     if not runs:
         raise InputError(f"{folder} holds no finished search: give the folder above them (e.g. runs/).")
     rows, refused = [], {}
     with aside(json):
-        for run in runs:
+        for run in each(runs, "run"):
             try:
                 rows += standing(run, check(run, dataset, splits, replay, lambda line: None))
             except InputError as error:
