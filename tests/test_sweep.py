@@ -126,8 +126,9 @@ def test_how_far_trials_are() -> None:
     assert going.share == 0.7 / 4
     assert going.note == "2 running, 7 episodes; seed_2: best 8.02x, accuracy 0.9910"
     told.on_trial_complete(3, [], two)
+    assert going.note == "1 running, 2 episodes; seed_2: best 8.02x, accuracy 0.9910"
     told.on_trial_error(4, [], one)
-    assert (going.done, going.share) == (2, 0.5)
+    assert (going.done, going.share, going.note) == (2, 0.5, "seed_2: best 8.02x, accuracy 0.9910")
     assert going.seconds_left(30.0) == pytest.approx(30.0)
     unbounded = TrialProgress(Work("sweep, trial", 2, started=0.0), None, name_of)
     unbounded.on_trial_result(1, [], one, {"score": -0.2, "episodes": 2})
