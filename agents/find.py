@@ -149,7 +149,7 @@ class Explorer:
     ) -> None:
         deadline = None if self.time_budget is None else time.monotonic() + self.time_budget
         budget = EvaluationBudget(KeepBest(env, self.merit), evaluations)
-        play(policy, budget, self.algo, log, self.episodes, deadline, target)
+        play(policy, budget, self.algo, log, self.episodes, deadline, target, evaluations)
 
     def _play_baseline(self, env: HSQEnv, log: SearchLog) -> PlanAgent:
         """A search of its own for every target, which share the evaluations."""
@@ -184,7 +184,9 @@ class Explorer:
                 agent.set_logger(configure(logs, ["tensorboard", "csv"]))
             callbacks = [*seed_replay(agent, seeds), *self._dyna(env, seeds), *self._callbacks(env, seeds, log)]
             if left != 0:
-                train_agent(agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks, keeper)
+                train_agent(
+                    agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks, keeper, left
+                )
             self._count(env, trained_on, log)
         return agent
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder
 from agents.spark_file import load_spark
 from detectors.errors import InputError
+from detectors.progress import say, work
 from hsq_env.choices import BITS, Choice, Plan
 from hsq_env.compensation import ROUNDINGS, apply_plan, usual_rounding
 from hsq_env.distillation import AKD
@@ -83,7 +82,7 @@ def finetune(
     seed: int = 0,
     bfloat16: bool = False,
     task_settings: dict[str, Any] | None = None,
-    say: Callable[[str], None] = tqdm.write,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Compress a teacher as a plan says, train it, measure it before and after, write it.
 
@@ -132,9 +131,10 @@ def finetune(
     }
     say(f"teacher: test {metric} {figures['teacher']:.4f}; as quantized: {figures['ptq']:.4f}")
     trained = time.monotonic()
-    with tqdm(total=steps, desc=f"{distillation}, {steps} steps", disable=None, leave=False) as bar:
+    with work(f"{distillation}, step", steps) as going:
+        going.say(f"{metric} {figures['ptq']:.4f} as quantized, {figures['teacher']:.4f} of the teacher")
         if steps and not finetune_all(
-            student, steps, way.criterion, alpha, on_step=lambda _: bar.update(), bfloat16=bfloat16, spark=spark
+            student, steps, way.criterion, alpha, on_step=lambda _: going.advance(), bfloat16=bfloat16, spark=spark
         ):
             raise InputError(f"The training fell apart (a loss that is no number): nothing was written to {out}.")
     seconds = time.monotonic() - trained

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from tqdm import tqdm
 
 from agents.callbacks import Episode
 from agents.checkpoint import Checkpoints
 from agents.explore import SearchLog
-from agents.finalists import KeptStudents, choose, measure
+from agents.finalists import UNIFORM_BITS, KeptStudents, choose, measure
 from agents.find import Explorer
 from agents.keeper import Keeper, handling_signals, interrupt
 from agents.layer_figures import layer_figures
 from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder, read_settings
 from detectors.errors import InputError
+from detectors.progress import Work, say, work
 from hsq_env.accuracy import untreated_metric
 from hsq_env.channels import shared_inputs
 from hsq_env.choices import Plan
@@ -56,7 +56,7 @@ def search(
     trust_checkpoints: bool = False,
     arguments: dict[str, Any] | None = None,
     on_episode: Callable[[Episode, float], object] = lambda episode, score: None,
-    say: Callable[[str], None] = tqdm.write,
+    say: Callable[[str], None] = say,
     **env_arguments: Any,
 ) -> dict[str, Any]:
     """Search, fine-tune, choose, measure and write the run folder.
@@ -144,8 +144,8 @@ def search(
         }
     record = folder.checkpoints / "episodes.jsonl"
     log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None, record=record)
-    log.on_episode = on_episode
-    with folder.locked(), handling_signals(interrupt):
+    with folder.locked(), handling_signals(interrupt), work("search") as going:
+        log.on_episode = _telling(going, log, on_episode)
         settings = _settings(env, header, env_arguments)
         if resume:
             _compare(read_settings(folder.path, trust_checkpoints), settings, folder.path)
@@ -153,7 +153,6 @@ def search(
         if not resume:
             folder.write_settings({**settings, "arguments": arguments or {}})
         env.share(OutcomeFile(folder.checkpoints / "outcomes.txt"))
-        kept = KeptStudents(folder.checkpoints, checkpoint_minutes)
         agents: list[Any] = []  # there is one as soon as it begins
         try:
             checkpoints = Checkpoints(folder.checkpoints, trust_checkpoints)
@@ -161,14 +160,17 @@ def search(
             _explore(env, explorer, folder, log, resume, keeper, agents.append)
             if not log.episodes:
                 raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
-            methods, candidates = {}, {}
+            going.say(log.best_so_far())
+            found, methods, candidates = {target: log.best_plans(finalists, target) for target in targets}, {}, {}
             for target in targets:
-                best = log.best_plans(finalists, target)
-                if not best:
+                if not found[target]:
                     raise InputError(f"No plan that reaches {target}x was finished: give more evaluations or episodes.")
-                winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say, kept)
-                methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
-            figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say, kept)
+            with work("fine-tuning", sum(map(len, found.values())) + len(UNIFORM_BITS)) as tuning:
+                kept = KeptStudents(folder.checkpoints, checkpoint_minutes, tuning)
+                for target, best in found.items():
+                    winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say, kept)
+                    methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
+                figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say, kept)
             on_test, untreated = evaluate(task, task.stages(task.teacher), "test"), untreated_metric(task, "test")
         except KeyboardInterrupt:
             for agent in agents:
@@ -203,6 +205,18 @@ def search(
         folder.write_json("result.json", result)
         folder.discard_checkpoints()
         return result
+
+
+def _telling(
+    going: Work, log: SearchLog, on_episode: Callable[[Episode, float], object]
+) -> Callable[[Episode, float], object]:
+    """``on_episode``, which also lets whoever watches the search know the best plan so far."""
+
+    def told(episode: Episode, score: float) -> object:
+        going.say(log.best_so_far())
+        return on_episode(episode, score)
+
+    return told
 
 
 def _settings(env: HSQEnv, header: dict[str, Any], env_arguments: dict[str, Any]) -> dict[str, Any]:

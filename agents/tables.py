@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.output import print_json
 from hsq_env.file import read_header
 from hsq_env.size import encoding
 
@@ -22,8 +23,11 @@ TITLES = {
 }
 
 
-def print_sweep(rows: list[dict[str, Any]], out: Path) -> None:
-    """The table of a sweep, the smallest models last; a star marks the front."""
+def print_sweep(rows: list[dict[str, Any]], out: Path, as_json: bool = False) -> None:
+    """The table of a sweep, the smallest models last, where a star marks the front; or sweep.json."""
+    if as_json:
+        print_json(json.loads((out / "sweep.json").read_text()))
+        return
     done = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: -row["bytes"])
     table = Table(title=f"{len(done)} of {len(rows)} searches finished")
     varied = [name for name in rows[0] if name in ("target_ratio", "seed", "reward", "detector", "algo")]
@@ -39,8 +43,11 @@ def print_sweep(rows: list[dict[str, Any]], out: Path) -> None:
         console.print(f"lost: {LOST[done[0]['metric']][0]}; written to {out / 'sweep.json'}")
 
 
-def print_table(result: dict[str, Any], out: Path) -> None:
-    """The table of a search."""
+def print_table(result: dict[str, Any], out: Path, as_json: bool = False) -> None:
+    """The table of a search, or JSON."""
+    if as_json:
+        print_json(result)
+        return
     table = Table(title=f"{result['dataset']}, {result['split']} split")
     metric = result["metric"]
     key, (lost_in, factor) = metric.lower(), LOST.get(metric, ("lost", 1.0))
@@ -63,10 +70,32 @@ def print_table(result: dict[str, Any], out: Path) -> None:
     console.print(f"Plans from {sources}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}.")
 
 
+def print_teacher(best: dict[str, Any], as_json: bool) -> None:
+    """One line, or JSON."""
+    if as_json:
+        print_json(best)
+        return
+    metric = best["metric"]
+    score = f"{best[metric.lower()]:.{4 if metric == 'mAP' else 3}f}"
+    print(
+        f"wrote {best['file']}: {metric} {score} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s"
+    )
+
+
+def print_folder(done: str, folder: Path, as_json: bool) -> None:
+    """One line about a COCO-layout folder that was made, or JSON."""
+    if as_json:
+        files = sorted((folder / "annotations").glob("instances_*.json"))
+        images = {file.stem.removeprefix("instances_"): len(json.loads(file.read_text())["images"]) for file in files}
+        print_json({"folder": str(folder), "images": images})
+        return
+    print(f"{done} {folder}")
+
+
 def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
     """One line, or JSON."""
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     ratio = f", {result['ratio']:.2f}x" if "ratio" in result else ""
     where, metric = f"{result['dataset']} ({result['split']})", result["metric"]
@@ -76,7 +105,7 @@ def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
 def print_exported(exported: dict[str, Any], as_json: bool) -> None:
     """One line, or JSON."""
     if as_json:
-        print(json.dumps(exported))
+        print_json(exported)
         return
     compared = f"{exported['metric']} {exported['runtime']:.4f} in onnxruntime, {exported['student']:.4f} in PyTorch"
     sizes = f"{exported['bytes']:,} bytes ({exported['hsq_bytes']:,} as .hsq)"
@@ -88,7 +117,7 @@ def print_exported(exported: dict[str, Any], as_json: bool) -> None:
 def print_bench(found: dict[str, Any], as_json: bool) -> None:
     """A table, or JSON."""
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     height, width = found["image"]
     table = Table(title=f"{found['file']}, {height}x{width} pixels, median of {found['repeats']}")
@@ -103,8 +132,11 @@ def print_bench(found: dict[str, Any], as_json: bool) -> None:
     console.print(f"{sizes[0]:,} and {sizes[1]:,} bytes as ONNX; {integer} of {of} convolutions in integers")
 
 
-def print_latency(found: dict[str, Any]) -> None:
-    """The layers that take longest, and all together."""
+def print_latency(found: dict[str, Any], as_json: bool = False) -> None:
+    """The layers that take longest, and all together; or JSON."""
+    if as_json:
+        print_json(found)
+        return
     height, width = found["image"]
     table = Table(title=f"{found['teacher']}, {height}x{width} pixels, {found['threads']} thread(s), ms")
     table.add_column("layer", no_wrap=True)
@@ -145,7 +177,7 @@ def print_info(file: Path, as_json: bool) -> None:
     """The plan as a table, or JSON."""
     header = read_header(file)
     if as_json:
-        print(json.dumps({"model": header.model, "pattern": header.pattern, **header.plan().to_json()}))
+        print_json({"model": header.model, "pattern": header.pattern, **header.plan().to_json()})
         return
     table = Table(title=f"{file}, {file.stat().st_size:,} bytes")
     table.add_column("layer", no_wrap=True)

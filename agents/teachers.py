@@ -29,8 +29,11 @@ def train_teacher_file(
     proposals: int | None = None,
     splits: Sequence[str] | None = None,
     **training: Any,
-) -> None:
-    """Train and say what came of it."""
+) -> dict[str, Any]:
+    """Train a detector.
+
+    :return: ``{"file", "metric", "map" (of the kept epoch, on the search split), "epoch", "seconds"}``
+    """
     embedded = dataset == SHAPES
     names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
     settings = known(detector)
@@ -60,8 +63,7 @@ def train_teacher_file(
     spec.build()  # an unknown detector is refused before images are drawn
     folder = shapes_folder({"train": train_images}) if embedded else Path(dataset)
     loaded = load_folder(folder, names, spec.min_size, spec.max_size, splits, spec.preparation)
-    best = train_teacher(loaded, spec, out, **training)
-    print(f"wrote {out}: mAP {best['map']:.4f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
+    return {"file": str(out), "metric": "mAP", **train_teacher(loaded, spec, out, **training)}
 
 
 def train_restorer_file(
@@ -74,13 +76,12 @@ def train_restorer_file(
     patch: int,
     splits: Sequence[str] | None = None,
     **training: Any,
-) -> None:
-    """Train a restorer and say what came of it."""
+) -> dict[str, Any]:
+    """Train a restorer; the same with "psnr" in place of "map"."""
     problem = {"noise": noise} if restorer in DENOISERS else {"scale": scale}
     spec = RestorerSpec(restorer, channels, **problem)
     photos = load_photos(dataset or PHOTOS, channels, patch, splits)
-    best = train_restorer(photos, spec, out, patch=patch, **training)
-    print(f"wrote {out}: PSNR {best['psnr']:.3f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
+    return {"file": str(out), "metric": "PSNR", **train_restorer(photos, spec, out, patch=patch, **training)}
 
 
 def level_scale_for(image_size: int) -> float:

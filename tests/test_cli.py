@@ -415,6 +415,24 @@ def test_an_interrupted_command(capsys: Captured, monkeypatch: pytest.MonkeyPatc
     assert fails(capsys, "info", "model.hsq", code=130) == "hsq: Interrupted."
 
 
+def test_a_package_that_cannot_be_imported(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: Any, **options: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnx.helper'", name="onnx.helper")
+
+    def mistaken(*arguments: Any, **options: Any) -> None:
+        raise ImportError("cannot import name 'this'", name="hsq_env.choices")
+
+    monkeypatch.setattr(agents.tables, "print_info", missing)
+    line = fails(capsys, "info", "model.hsq")
+    assert (
+        line
+        == "hsq: onnx.helper cannot be imported (No module named 'onnx.helper'): 'hsq doctor' says what to install."
+    )
+    monkeypatch.setattr(agents.tables, "print_info", mistaken)
+    with pytest.raises(ImportError, match="cannot import name 'this'"):
+        main(["info", "model.hsq"])
+
+
 def test_a_restorer_from_search_to_evaluation(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

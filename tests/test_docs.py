@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import inspect
+import itertools
 import pkgutil
 import re
 import shlex
@@ -103,6 +104,7 @@ def lines_of(page: Path) -> Iterator[str]:
 def parses(words: list[str]) -> None:
     """:raises SystemExit: if the ``hsq`` command would not take these arguments"""
     behind: list[str] = []
+    words = list(itertools.takewhile(lambda word: word not in ("|", ">"), words))  # the rest is the shell's
     if words[0] == "sweep" and "--" in words:
         words, behind = words[: words.index("--")], words[words.index("--") + 1 :]
         parses(["search", "--out", "somewhere", *behind])

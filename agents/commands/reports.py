@@ -21,7 +21,6 @@ def report(
     on which teacher and student differ most, and how to repeat it all. Several runs are compared.
 
     Example: hsq report runs/photos --out photos.html
-
     Example: hsq report runs/dqn runs/ilp --dataset photos/ --out both.html
 
     :param runs: folders of finished searches or fine-tunings
@@ -30,15 +29,14 @@ def report(
     :param splits: names of the training, the search and the test split; those in their records if not given
     :param images: of the test split on which teacher and student are compared; 0 leaves that out
     :param shown: how many of these the page shows, those that differ most
-    :param json: print JSON: {"report": FILE, "bytes": its size, "runs": [FOLDER, ...]}
+    :param json: print {"report": FILE, "bytes": its size, "runs": [FOLDER, ...]}; all else goes to standard error
     """
-    import json as jsons
-    import sys
-
+    from agents.output import aside, print_json
     from agents.report.page import write_report
 
-    size = write_report(runs, out, dataset, splits, images, shown, say=lambda line: print(line, file=sys.stderr))
+    with aside(json):
+        size = write_report(runs, out, dataset, splits, images, shown)
     if json:
-        print(jsons.dumps({"report": str(out), "bytes": size, "runs": [str(run) for run in runs]}))
+        print_json({"report": str(out), "bytes": size, "runs": [str(run) for run in runs]})
     else:
         print(f"wrote {out}, {size / 1e6:.2f} MB")

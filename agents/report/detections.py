@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 
 from agents.report.images import data_uri
 from detectors.coco import Preparation
+from detectors.progress import each
 from detectors.stages import run_stages
 from detectors.task import DetectionTask
 
@@ -92,7 +93,7 @@ def compare(task: DetectionTask, student: nn.Module, count: int) -> list[Pair]:
     :param count: of images to show
     """
     pairs: list[Pair] = []
-    for batch in task.evaluation("test"):
+    for batch in each(task.evaluation("test"), "test images"):
         found = [
             task.predictions(run_stages(task.stages(model), {"images": batch.images}), batch)
             for model in (task.teacher, student)

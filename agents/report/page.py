@@ -1,6 +1,6 @@
 """One HTML file from some runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from agents.report.layers import explained, layer_rows, layers_drawing
 from agents.report.pictures import pictures_of
 from agents.report.run import Run, read_run
 from detectors.errors import InputError
+from detectors.progress import each
 from detectors.teacher import write_atomically
 
 IMAGES, SHOWN = 64, 6  # test images that are looked at, and of these the ones in the page
@@ -25,7 +26,6 @@ def write_report(
     splits: Sequence[str] | None = None,
     images: int = IMAGES,
     shown: int = SHOWN,
-    say: Callable[[str], object] = lambda line: None,
 ) -> int:
     """Write a report of finished runs; of several, one that compares them.
 
@@ -35,7 +35,6 @@ def write_report(
     :param splits: names of the splits; those in their records when None
     :param images: of the test split on which teacher and student are compared; 0 leaves that out
     :param shown: how many of them the page shows, those that differ most
-    :param say: is told what is being done
     :return: its size in bytes
     :raises InputError: if one cannot be read, they have different metrics, or the file cannot be written
     """
@@ -50,8 +49,7 @@ def write_report(
     if len(metrics) > 1:
         raise InputError(f"The runs have different metrics ({' and '.join(metrics)}): report on them apart.")
     pictures = []
-    for run in read if images else []:
-        say(f"{run.name}: comparing teacher and student on test images")
+    for run in each(read if images else [], "reports"):
         pictures.append((run, pictures_of(run, dataset, splits, images, shown)))
     content = page(read, pictures).encode()
     write_atomically(out, content)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agents.report.images import data_uri, grey_or_color, heat
+from detectors.progress import each
 from detectors.stages import run_stages
 from hsq_env.distillation.spark import Spark
 from hsq_env.lessons import error_maps
@@ -46,7 +47,7 @@ def compare(task: RestorationTask, student: nn.Module, count: int, spark: Spark 
     ways = [task.stages(task.teacher), task.stages(student)]
     found: list[tuple[float, int]] = []
     batches = task.evaluation("test")
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(each(batches, "test images")):
         ours, theirs = (run_stages(stages, {"images": batch.images})["restored"] for stages in ways)
         found.append((float((ours - theirs).square().mean()), index))
     chosen = sorted(found, key=lambda pair: (-pair[0], pair[1]))[:count]
