@@ -144,6 +144,7 @@ class EpisodeRecorder(BaseCallback):
         self.logger.record("search/divergence", episode.divergence)
         self.logger.record("search/ratio", episode.ratio)
         self.logger.record("search/total_reward", episode.total_reward)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self.on_episode(episode, info)
 

@@ -22,7 +22,7 @@ def load_spark(spark: Spark, path: Path) -> None:
     :raises InputError: if it is none
     """
     try:
-        spark.load_state_dict(torch.load(path, weights_only=True))
+        spark.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a foreign file makes torch say
         raise InputError(
             f"{path} is not a SPARK policy ({type(error).__name__}): give the spark.pt of a run."

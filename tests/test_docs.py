@@ -179,7 +179,8 @@ def test_the_page_of_commands_has_all_of_them() -> None:
     assert "`--return-to-best`, `--no-return-to-best` on by default\n: " in parts["search"]
     assert "`--distillation` `akd` or `spark` or `akd+spark`, by default `akd`\n: " in parts["search"]
     assert "`FILE` path, required\n: model.hsq of a search" in parts["info"]
-    assert re.search(r"```bash\n(hsq .*\n)*hsq data coco --out coco/ --splits val2017\n(hsq .*\n)*```", parts["data"])
+    examples = "hsq data coco --out coco/\nhsq data coco --out coco/ --splits val2017 --images 500\n"
+    assert f"```bash\n{examples}```" in parts["data"]
 
 
 def test_the_page_of_the_environment_is_its_docstring() -> None:

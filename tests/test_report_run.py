@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import GRID, LAYERS, MIXED, record, write_run
+from report_runs import GRID, LAYERS, MIXED, layer, record, write_run
+from stable_baselines3.common.logger import configure
 
-from agents.report.run import read_run
+from agents.report.run import read_run, read_runs
 from detectors.errors import InputError
 from hsq_env.choices import Choice
 
@@ -34,6 +35,36 @@ def test_curves_leave_out_what_is_no_number(tmp_path: Path) -> None:
     curves = read_run(write_run(tmp_path / "one")).curves
     assert curves["rollout/exploration_rate"] == [(3.0, 0.5), (6.0, 0.25)]
     assert curves["train/loss"] == [(6.0, 0.1), (9.0, 0.2)]
+
+
+def test_rows_of_the_logger_itself(tmp_path: Path) -> None:
+    """Stable-Baselines3 writes the header anew when a name joins."""
+    run = write_run(tmp_path / "one", diagnostics=None)
+    logger = configure(str(run / "tensorboard"), ["csv"])
+    for step in (10, 20):
+        logger.record("time/total_timesteps", step)
+        logger.record("train/loss", step / 100)
+        logger.dump(step)
+        logger.record("self_evaluation/alpha", step / 50)  # a row without a step is of the last one's
+        logger.dump(step)
+    logger.close()
+    curves = read_run(run).curves
+    assert curves["train/loss"] == [(10.0, 0.1), (20.0, 0.2)]
+    assert curves["self_evaluation/alpha"] == [(10.0, 0.2), (20.0, 0.4)]
+
+
+def test_what_came_after_a_checkpoint_is_gone_in_the_next_leg(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    (run / "tensorboard" / "resumed-1").mkdir()
+    (run / "tensorboard" / "resumed-1" / "progress.csv").write_text("time/total_timesteps,train/loss\n7,0.7\n9,0.9\n")
+    curves = read_run(run).curves
+    assert curves["train/loss"] == [(6.0, 0.1), (7.0, 0.7), (9.0, 0.9)]
+    assert curves["rollout/exploration_rate"] == [(3.0, 0.5), (6.0, 0.25)]
+
+
+def test_runs_are_read_once_and_told_apart(tmp_path: Path) -> None:
+    first, second, third = (write_run(tmp_path / name) for name in ("a/seed0", "b/seed0", "b/seed1"))
+    assert [run.name for run in read_runs([first, second, third, first])] == ["a/seed0", "b/seed0", "seed1"]
 
 
 def test_legs_of_a_resumed_search_follow_each_other(tmp_path: Path) -> None:
@@ -64,6 +95,11 @@ def test_old_records_know_less(tmp_path: Path) -> None:
         ({"methods": {"hsq": {"map": float("inf"), "bytes": 1, "ratio": 1.0}}}, "a figure is no number"),
         ({"methods": {"hsq": {"map": 0.5, "bytes": 1, "ratio": 1.0, "choices": [[3.5, 9]]}}}, "InputError"),
         ({"layers": {"choices": GRID, "rows": [{}]}}, "KeyError"),
+        (
+            {"layers": {"choices": GRID, "rows": [layer("stem", 8, [float("inf"), 0.0, 0.0])]}},
+            "a sensitivity is no number",
+        ),
+        ({"diagnostics": {"self_evaluation": [{"alpha": 0.1}]}}, "KeyError"),
     ],
 )
 def test_records_that_lack_something(changed: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from agents.report.figures import Drawing, drawn, tried_tip
+from agents.report.figures import Drawing, drawn, legend_name, thinned, tried_tip
 from agents.report.run import Curve, Run
-from agents.report.svg import SERIES
+from agents.report.svg import LINES, MARKERS, SERIES
 
 CURVES = {  # of the agent's logger, with what they are called
     "rollout/exploration_rate": "Exploration rate",
@@ -31,23 +31,27 @@ def rewards_drawing(runs: Sequence[Run]) -> Drawing:
             episodes = [tried for tried in run.tried if math.isfinite(tried.reward)]
             if not episodes:
                 continue
-            numbers, rewards = [e.number for e in episodes], [e.reward for e in episodes]
-            gid = f"episodes-{place}"
-            axis.scatter(numbers, rewards, gid=gid, s=16, color=color, alpha=0.6, linewidths=0)
-            tips[gid] = [tried_tip(run, tried, len(runs) > 1) for tried in episodes]
-            for nth, target in enumerate(dict.fromkeys(e.target for e in episodes)):
+            shown, marker = thinned(episodes, []), MARKERS[place % len(MARKERS)]
+            gid, label = f"episodes-{place}", legend_name(run.name)
+            points = [e.number for e in shown], [e.reward for e in shown]
+            axis.scatter(*points, gid=gid, marker=marker, s=16, color=color, alpha=0.9, linewidths=0, label=label)
+            tips[gid] = [tried_tip(run, tried, len(runs) > 1) for tried in shown]
+            if run.adjustments:  # rewards of different alpha and beta cannot be compared
+                continue
+            for target in dict.fromkeys(e.target for e in episodes):
                 own = [e for e in episodes if e.target == target]
                 best = np.maximum.accumulate([e.reward for e in own])
-                name = run.name if nth == 0 else None
-                steps = [e.number for e in own]
-                axis.plot(steps, best, color=color, linewidth=1.5, drawstyle="steps-post", label=name)
+                style = {"color": color, "linestyle": LINES[place % len(LINES)], "drawstyle": "steps-post"}
+                axis.plot([e.number for e in own], best, linewidth=1.5, **style)
         axis.set_xlabel("episode")
         axis.set_ylabel("reward")
         if len(runs) > 1:
             axis.legend(fontsize="small")
         return tips
 
-    caption = "Every episode, plans of baselines included, and the best so far of each target."
+    caption = (
+        "Every episode, plans of baselines included, and the best so far of each target, where alpha and beta stay."
+    )
     return drawn("rewards", "Reward", caption, draw)
 
 
@@ -55,26 +59,24 @@ def curve_drawings(runs: Sequence[Run]) -> list[Drawing]:
     """What the agent's logger wrote, a small drawing each."""
     drawings = []
     for number, (key, title) in enumerate(CURVES.items()):
-        curves = [(place, run, _curve(run, key)) for place, run in enumerate(runs)]
+        curves = [(place, run, run.curves.get(key, [])) for place, run in enumerate(runs)]
         shown = [(place, run, curve) for place, run, curve in curves if len(curve) > 1]
         if shown:
             drawings.append(_curve_drawing(f"curve{number}", title, shown, len(runs) > 1))
     return drawings
 
 
-def _curve(run: Run, key: str) -> Curve:
-    if key == "q_values/mean_max":  # told more finely in the record than in the log
-        told = (run.record.get("diagnostics") or {}).get("q_values") or []
-        kept = [(float(step), float(value)) for step, value in told if math.isfinite(value)]
-        return kept or run.curves.get(key, [])
-    return run.curves.get(key, [])
-
-
 def _curve_drawing(name: str, title: str, shown: Sequence[tuple[int, Run, Curve]], several: bool) -> Drawing:
     def draw(figure: Figure) -> dict[str, list[str]]:
         axis = figure.subplots()
         for place, run, curve in shown:
-            axis.plot(*zip(*curve, strict=True), color=SERIES[place % len(SERIES)], linewidth=1.5, label=run.name)
+            axis.plot(
+                *zip(*curve, strict=True),
+                color=SERIES[place % len(SERIES)],
+                linestyle=LINES[place % len(LINES)],
+                linewidth=1.5,
+                label=legend_name(run.name),
+            )
         axis.set_xlabel("steps of the environment")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if several:

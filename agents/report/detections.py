@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +14,7 @@ from detectors.progress import each
 from detectors.stages import run_stages
 from detectors.task import DetectionTask
 
-SHOWN_SCORE = 0.3  # detections below are neither drawn nor compared
+SHOWN_SCORE = 0.3  # detections below are not drawn, but found they are
 SAME_PLACE = 0.5  # intersection over union from which two boxes are of one object
 LARGEST = 480  # pixels of the longer side of an image in the page
 
@@ -25,7 +24,7 @@ class Box:
     """A detection.
 
     :param left: as the other three, in pixels of the image in the page
-    :param agreed: whether the other network found it too
+    :param other: the other network's score for the same object; None where it found none
     """
 
     label: str
@@ -34,7 +33,7 @@ class Box:
     top: float
     width: float
     height: float
-    agreed: bool
+    other: float | None
 
 
 @dataclass(frozen=True)
@@ -75,43 +74,37 @@ def agreement(teacher: Found, student: Found) -> list[tuple[int, int]]:
 
 
 def difference_of(teacher: Found, student: Found, pairs: Sequence[tuple[int, int]]) -> float:
-    """The scores of what only one of them found, and what scores of the rest differ by, summed."""
-    alone = [
-        float(found["scores"][i])
-        for found, taken in ((teacher, {i for i, _ in pairs}), (student, {j for _, j in pairs}))
-        for i in range(len(found["scores"]))
-        if i not in taken
-    ]
-    return sum(alone) + sum(abs(float(teacher["scores"][i] - student["scores"][j])) for i, j in pairs)
+    """What the scores of one object differ by, summed, and the scores of what only one found.
+
+    Only what at least one of them is sure of counts (``SHOWN_SCORE``).
+    """
+    scores = [found["scores"].tolist() for found in (teacher, student)]
+    taken = [{i for i, _ in pairs}, {j for _, j in pairs}]
+    alone = [s for own, known in zip(scores, taken, strict=True) for i, s in enumerate(own) if i not in known]
+    both = [(scores[0][i], scores[1][j]) for i, j in pairs]
+    return sum(s for s in alone if s >= SHOWN_SCORE) + sum(abs(a - b) for a, b in both if max(a, b) >= SHOWN_SCORE)
 
 
 @torch.no_grad()
 def compare(task: DetectionTask, student: nn.Module, count: int) -> list[Pair]:
-    """The test images on which teacher and student differ most, the most different first.
+    """The test images on which teacher and student differ most, the most different first; those alike left out.
 
     :param student: on the task's device
     :param count: of images to show
     """
     pairs: list[Pair] = []
+    ways = [task.stages(task.teacher), task.stages(student)]
     for batch in each(task.evaluation("test"), "test images"):
-        found = [
-            task.predictions(run_stages(task.stages(model), {"images": batch.images}), batch)
-            for model in (task.teacher, student)
-        ]
+        found = [task.predictions(run_stages(stages, {"images": batch.images}), batch) for stages in ways]
         for i, size in enumerate(batch.image_sizes):
-            teacher, compressed = (_sure(detections[i]) for detections in found)
+            teacher, compressed = ({name: own[i][name].cpu() for name in own[i]} for own in found)
             agreed = agreement(teacher, compressed)
             difference = difference_of(teacher, compressed, agreed)
-            if len(pairs) < count or difference > pairs[-1].difference:
+            if difference > (pairs[-1].difference if len(pairs) == count else 0.0):
                 picture = _picture(batch.images[i], size, task.spec.preparation)
                 pairs.append(_pair(picture, size, (teacher, compressed), agreed, difference, task.spec.classes))
                 pairs = sorted(pairs, key=lambda pair: -pair.difference)[:count]
     return pairs
-
-
-def _sure(found: dict[str, Tensor]) -> Found:
-    kept = found["scores"] >= SHOWN_SCORE
-    return {name: found[name][kept].cpu() for name in ("boxes", "scores", "labels")}
 
 
 def _picture(image: Tensor, size: tuple[int, int], preparation: Preparation) -> Image.Image:
@@ -131,12 +124,16 @@ def _pair(
 ) -> Pair:
     shrink = min(1.0, LARGEST / max(size))
     height, width = (round(side * shrink) for side in size)
-    taken: Any = [{i for i, _ in agreed}, {j for _, j in agreed}]
-    teacher, student = (_boxes(own, both, shrink, classes) for own, both in zip(found, taken, strict=True))
+    others: list[dict[int, float]] = [
+        {i: float(found[1]["scores"][j]) for i, j in agreed},
+        {j: float(found[0]["scores"][i]) for i, j in agreed},
+    ]
+    teacher, student = (_boxes(own, both, shrink, classes) for own, both in zip(found, others, strict=True))
     return Pair(data_uri(picture.resize((width, height)), "JPEG"), width, height, teacher, student, difference)
 
 
-def _boxes(found: Found, agreed: set[int], shrink: float, classes: Sequence[str]) -> tuple[Box, ...]:
+def _boxes(found: Found, others: dict[int, float], shrink: float, classes: Sequence[str]) -> tuple[Box, ...]:
+    """What it is sure of."""
     return tuple(
         Box(
             classes[int(found["labels"][i])],
@@ -145,7 +142,8 @@ def _boxes(found: Found, agreed: set[int], shrink: float, classes: Sequence[str]
             shrink * top,
             shrink * (right - left),
             shrink * (bottom - top),
-            i in agreed,
+            others.get(i),
         )
         for i, (left, top, right, bottom) in enumerate(found["boxes"].tolist())
+        if found["scores"][i] >= SHOWN_SCORE
     )

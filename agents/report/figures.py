@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from agents.report.run import Model, Run, Tried
-from agents.report.svg import MARKERS, ROLES, SERIES, new_figure, style, to_svg
+from agents.report.svg import LINES, MARKERS, ROLES, SERIES, new_figure, style, to_svg
 
 WIDTH, HEIGHT = 5.6, 3.9  # inches of a drawing that fills half a page
 MOST_POINTS = 1500  # of one run in one drawing; more are thinned out, the front never
+Item = TypeVar("Item")
 STAND_OUT = 0.05  # of the plans may lie below the axis, at its edge
 
 
@@ -62,7 +63,7 @@ def models_drawing(runs: Sequence[Run]) -> Drawing:
                 if not models:
                     continue
                 filled = SERIES[place % len(SERIES)] if kind == "found" else "none"
-                label = f"{run.name}, " * several + ("found" if kind == "found" else "uniform")
+                label = legend_name(f"{run.name}, " * several + kind)
                 gid = f"{kind}-{place}"
                 axis.scatter(
                     [model.ratio for model in models],
@@ -76,14 +77,16 @@ def models_drawing(runs: Sequence[Run]) -> Drawing:
                     zorder=3,
                 )
                 tips[gid] = [_model_tip(run, model, several) for model in models]
-            axis.axhline(run.teacher_score, color=ROLES["muted"], linestyle="--", linewidth=1)
+            teacher = "teacher" if place == 0 else None
+            color = SERIES[place % len(SERIES)] if several else ROLES["muted"]
+            axis.axhline(run.teacher_score, color=color, linestyle="--", linewidth=1, label=teacher)
         axis.set_xlabel("times smaller than the float32 file")
         axis.set_ylabel(f"{runs[0].metric} (test split)")
         _above_the_rest(axis, [model.score for run in runs for model in run.models], [r.teacher_score for r in runs])
         axis.legend(fontsize="small")
         return tips
 
-    caption = "Finished models by their real files; the dashed line is the teacher. Hollow: uniform bits."
+    caption = "Finished models by their real files; dashed lines are the teachers. Hollow: what it is compared with."
     return drawn("models", "Finished models, test split", caption, draw)
 
 
@@ -104,16 +107,19 @@ def plans_drawing(runs: Sequence[Run], measure: str = "accuracy") -> Drawing:
     """
     upwards = measure == "accuracy"
 
+    values = [value for run in runs for value, _ in _placed(run, measure)]
+    low = _lower_end(values) if upwards else None
+
     def draw(figure: Figure) -> dict[str, list[str]]:
         axis, tips = figure.subplots(), {}
-        values = [value for run in runs for value, _ in _placed(run, measure)]
-        low = _lower_end(values) if upwards else None
         for place, run in enumerate(runs):
             color, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
             placed = _placed(run, measure)
+            if not placed:
+                continue
             on_front = front([(tried.ratio, value if upwards else -value) for value, tried in placed])
             chosen = _winners(run)
-            shown = _thinned(placed, on_front)
+            shown = thinned(placed, on_front)
             gid = f"plans-{place}"
             axis.scatter(
                 [tried.ratio for _, tried in shown],
@@ -122,19 +128,21 @@ def plans_drawing(runs: Sequence[Run], measure: str = "accuracy") -> Drawing:
                 marker=marker,
                 s=20,
                 color=color,
-                alpha=0.55,
+                alpha=0.9,
                 linewidths=0,
-                label=run.name if len(runs) > 1 else f"{len(placed):,} plans",
+                label=legend_name(run.name) if len(runs) > 1 else f"{len(placed):,} plans",
             )
             tips[gid] = [tried_tip(run, tried, len(runs) > 1) for _, tried in shown]
             steps = sorted((placed[i][1].ratio, placed[i][0]) for i in on_front)
-            axis.plot(*zip(*steps, strict=True), color=color, linewidth=1.2, drawstyle="steps-pre", zorder=2)
+            steps = [(ratio, value if low is None else max(value, low)) for ratio, value in steps]
+            line = LINES[place % len(LINES)]
+            axis.plot(*zip(*steps, strict=True), color=color, ls=line, linewidth=1.2, drawstyle="steps-pre", zorder=2)
             stars = [(value, tried) for value, tried in placed if tried.number in chosen]
             if stars:
                 gid = f"chosen-{place}"
                 axis.scatter(
                     [tried.ratio for _, tried in stars],
-                    [value for value, _ in stars],
+                    [value if low is None else max(value, low) for value, _ in stars],
                     gid=gid,
                     marker="*",
                     s=170,
@@ -147,7 +155,7 @@ def plans_drawing(runs: Sequence[Run], measure: str = "accuracy") -> Drawing:
         axis.scatter([], [], marker="*", s=110, facecolors="none", edgecolors=ROLES["ink"], label="handed over")
         axis.set_xlabel("times smaller, as packed")
         axis.set_ylabel("accuracy, share of the teacher's" if upwards else "divergence from the teacher")
-        if not upwards and all(value > 0 for value in values):
+        if not upwards and values and all(value > 0 for value in values):
             axis.set_yscale("log")
         axis.legend(fontsize="small")
         return tips
@@ -156,11 +164,16 @@ def plans_drawing(runs: Sequence[Run], measure: str = "accuracy") -> Drawing:
         "Search split, before any fine-tuning at length; the line joins plans that no other beats on both counts, "
         "stars became models."
     )
-    if upwards:
-        return drawn(
-            "plans", "Every plan that was tried: accuracy", caption + " Plans far below lie at the edge.", draw
-        )
-    return drawn("divergence", "Every plan that was tried: divergence", caption, draw)
+    if not upwards:
+        return drawn("divergence", "Every plan that was tried: divergence", caption, draw)
+    below = 0 if low is None else sum(value < low for value in values)
+    caption += f" {below} plans below {low:.2f} lie at the edge." if below else ""
+    return drawn("plans", "Every plan that was tried: accuracy", caption, draw)
+
+
+def legend_name(name: str) -> str:
+    """matplotlib leaves out what begins with an underscore."""
+    return "\u200b" + name if name.startswith("_") else name
 
 
 def _placed(run: Run, measure: str) -> list[tuple[float, Tried]]:
@@ -193,9 +206,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(found)
 
 
-def _thinned(placed: list[tuple[float, Tried]], kept: Sequence[int]) -> list[tuple[float, Tried]]:
+def thinned(placed: Sequence[Item], kept: Sequence[int]) -> list[Item]:
     """At most about ``MOST_POINTS``, those at ``kept`` among them."""
-    every = max(1, len(placed) // MOST_POINTS)
+    every = -(-len(placed) // MOST_POINTS) or 1
     wanted = sorted({*range(0, len(placed), every), *kept})
     return [placed[i] for i in wanted]
 

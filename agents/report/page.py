@@ -1,5 +1,6 @@
 """One HTML file from some runs."""
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from agents.report.curves import curve_drawings, rewards_drawing
+from agents.report.detections import SHOWN_SCORE
 from agents.report.figures import Drawing, models_drawing, plans_drawing
 from agents.report.layers import explained, layer_rows, layers_drawing
 from agents.report.pictures import pictures_of
-from agents.report.run import Run, read_run
+from agents.report.run import Run, read_runs
 from detectors.errors import InputError
 from detectors.progress import each
 from detectors.teacher import write_atomically
 
+BEGINS = b"<!DOCTYPE html"  # of every report
 IMAGES, SHOWN = 64, 6  # test images that are looked at, and of these the ones in the page
 
 
@@ -38,11 +41,10 @@ def write_report(
     :return: its size in bytes
     :raises InputError: if one cannot be read, they have different metrics, or the file cannot be written
     """
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
+    _check_out(out)
     if images < 0 or shown < 1:
         raise InputError(f"{images} images, {shown} of them shown: give --images 0 or more and --shown 1 or more.")
-    read = [read_run(path) for path in runs]
+    read = read_runs(runs)
     if not read:
         raise InputError("There is nothing to report: give folders of finished runs.")
     metrics = sorted({run.metric for run in read})
@@ -52,8 +54,27 @@ def write_report(
     for run in each(read if images else [], "reports"):
         pictures.append((run, pictures_of(run, dataset, splits, images, shown)))
     content = page(read, pictures).encode()
-    write_atomically(out, content)
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}): give another place with --out.") from error
     return len(content)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse what is no place for a report, above all another file: a run's would be lost.
+
+    :raises InputError: if so
+    """
+    folder = out.absolute().parent
+    try:
+        taken = out.exists() and not (out.is_file() and out.read_bytes().startswith(BEGINS))
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}): give another place with --out.") from error
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
+    if taken:
+        raise InputError(f"{out} exists and is no report: give another file with --out.")
 
 
 def page(runs: Sequence[Run], pictures: Sequence[Any] = ()) -> str:
@@ -72,8 +93,10 @@ def page(runs: Sequence[Run], pictures: Sequence[Any] = ()) -> str:
         drawings=_drawings(runs),
         plans=[_explanation(run, place) for place, run in enumerate(runs)],
         curves=curve_drawings(runs),
-        evaluations=[(run, told) for run in runs if (told := _adjustments(run))],
+        evaluations=[run for run in runs if run.adjustments],
+        differing=differing(runs),
         pictures=pictures,
+        sure=SHOWN_SCORE,
         style=style,
         script=script,
     )
@@ -107,7 +130,11 @@ def _explanation(run: Run, place: int) -> dict[str, Any]:
     return {"run": run, "plans": plans}
 
 
-def _adjustments(run: Run) -> list[dict[str, Any]]:
-    """Of the self-evaluation loop, with its reasons."""
-    told = (run.record.get("diagnostics") or {}).get("self_evaluation") or []
-    return [adjustment for adjustment in told if isinstance(adjustment, dict)]
+def differing(runs: Sequence[Run]) -> list[str]:
+    """What runs do not have in common that figures depend on: their losses are then not comparable."""
+    told: dict[str, set[Any]] = {
+        "data": {str(run.record.get("dataset")) for run in runs},
+        "network": {str(run.record.get("model")) for run in runs},
+        "teacher": {(run.teacher_score, run.teacher_bytes) for run in runs},
+    }
+    return [name for name, values in told.items() if len(values) > 1]

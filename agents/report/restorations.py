@@ -18,7 +18,7 @@ from restorers.metric import psnr
 from restorers.task import RestorationTask
 
 SIDE = 96  # pixels of a crop of the restored image
-SHOWN = 192  # pixels on the page
+SHOWN = 192  # pixels of a longer side on the page
 BRIGHTEST = 16 / 255  # error that is shown as brightest
 
 
@@ -27,7 +27,7 @@ class Crop:
     """A piece of a test image.
 
     :param pictures: title and data URI of each
-    :param teacher: its PSNR in dB, of the crop
+    :param teacher: its PSNR in dB, of the crop, measured as the task does
     :param student: likewise
     """
 
@@ -69,7 +69,7 @@ def _crop(task: RestorationTask, ways: Sequence[Any], batch: Any, spark: Spark |
         low, high = float(weights.min()), float(weights.max())
         title = f"weights of the policy on the whole image, {low:.2f} to {high:.2f}"
         pictures.append((title, _shown(heat(weights, low, high))))
-    values = [psnr(crops[name], crops["clean image"]) for name in ("teacher", "student")]
+    values = [psnr(crops[name], crops["clean image"], **task.compared()) for name in ("teacher", "student")]
     return Crop(tuple(pictures), *values)
 
 
@@ -91,4 +91,5 @@ def _weights(task: RestorationTask, outputs: Sequence[Any], batch: Any, spark: S
 
 
 def _shown(picture: Any) -> str:
-    return data_uri(picture.resize((SHOWN, SHOWN), resample=0))
+    scale = SHOWN / max(picture.size)
+    return data_uri(picture.resize([round(scale * side) for side in picture.size], resample=0))

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,29 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Adjustment:
+    """What the self-evaluation changed after a window of episodes."""
+
+    mse: float
+    alpha: float
+    beta: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that a report says of a run.
 
+    :param name: of its folder, and of those above it where another run of the report is called alike
     :param record: ``result.json`` as it is
     :param grid: the choices that a layer could have; empty where the record does not say
     :param layers: in order; empty likewise
     :param curves: of the training, by the logger's name, over timesteps; those that are no numbers left out
+    :param adjustments: of the self-evaluation loop
     """
 
     path: Path
+    name: str
     record: dict[str, Any]
     metric: str
     teacher_score: float
@@ -91,11 +104,18 @@ class Run:
     grid: tuple[Choice, ...]
     layers: tuple[Layer, ...]
     curves: dict[str, Curve]
+    adjustments: tuple[Adjustment, ...] = ()
 
     @property
-    def name(self) -> str:
-        """Of its folder."""
-        return self.path.resolve().name
+    def environment(self) -> dict[str, Any]:
+        """Command, versions and machine, as far as the record has them."""
+        told = self.record.get("environment")
+        return told if isinstance(told, dict) else {}
+
+    @property
+    def checkable(self) -> bool:
+        """Whether ``hsq validate`` takes it."""
+        return isinstance(self.record.get("rebuild"), dict) and isinstance(self.record.get("sha256"), dict)
 
     @property
     def lost_in(self) -> tuple[str, float]:
@@ -105,6 +125,28 @@ class Run:
     def lost(self, model: Model) -> float:
         """By a model, in ``lost_in``."""
         return self.lost_in[1] * (self.teacher_score - model.score)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Some runs, each once, with names that tell them apart.
+
+    :raises InputError: if one cannot be read
+    """
+    folders = list(dict.fromkeys(path.resolve() for path in paths))
+    runs = [read_run(path) for path in folders]
+    for length in range(2, max((len(path.parts) for path in folders), default=0)):
+        names = [run.name for run in runs]
+        if len(set(names)) == len(names):
+            break
+        runs = [
+            replace(run, name=_printable("/".join(run.path.parts[-length:]))) if names.count(run.name) > 1 else run
+            for run in runs
+        ]
+    return runs
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def read_run(path: Path) -> Run:
@@ -130,8 +172,10 @@ def _searched(path: Path, record: dict[str, Any]) -> Run:
     metric = record["metric"]
     key = metric.lower()
     layers = record.get("layers") or {"choices": [], "rows": []}
+    diagnostics = record.get("diagnostics") or {}
     return Run(
         path,
+        _printable(path.resolve().name),
         record,
         metric,
         float(record["teacher"][key]),
@@ -140,8 +184,13 @@ def _searched(path: Path, record: dict[str, Any]) -> Run:
         tuple(_tried(number, episode) for number, episode in enumerate(record.get("history", []), 1)),
         tuple(Choice(bits, sparsity) for bits, sparsity in layers["choices"]),
         tuple(_layer(row) for row in layers["rows"]),
-        dict(_curves(path)),
+        _curves(path, diagnostics.get("q_values") or []),
+        tuple(_adjustment(told) for told in diagnostics.get("self_evaluation") or []),
     )
+
+
+def _adjustment(told: dict[str, Any]) -> Adjustment:
+    return Adjustment(float(told["mse"]), float(told["alpha"]), float(told["beta"]), str(told["reason"]))
 
 
 def _finetuned(path: Path, record: dict[str, Any]) -> Run:
@@ -153,9 +202,10 @@ def _finetuned(path: Path, record: dict[str, Any]) -> Run:
     if record["steps"]:
         title = f"fine-tuned, {record['distillation']}"
         trained = Model("finetuned", title, float(figures["finetuned"]), size, ratio, source, plan.choices)
-        rows = (replace(rows[0], source=None, choices=None), trained)
+        rows = (replace(rows[0], title="as quantized (bytes of the trained)", source=None, choices=None), trained)
     teacher_bytes = round(size * float(record["ratio"]))
-    return Run(path, record, record["metric"], float(figures["teacher"]), teacher_bytes, rows, (), (), (), {})
+    name, teacher = _printable(path.resolve().name), float(figures["teacher"])
+    return Run(path, name, record, record["metric"], teacher, teacher_bytes, rows, (), (), (), {})
 
 
 def _model(name: str, row: dict[str, Any], key: str) -> Model:
@@ -173,6 +223,8 @@ def _model(name: str, row: dict[str, Any], key: str) -> Model:
 
 def _layer(row: dict[str, Any]) -> Layer:
     sizes, sensitivity = tuple(map(int, row["bytes"])), tuple(map(float, row["sensitivity"]))
+    if not all(map(math.isfinite, sensitivity)):
+        raise ValueError("a sensitivity is no number")
     return Layer(str(row["name"]), int(row["weights"]), int(row["float_bytes"]), sizes, sensitivity)
 
 
@@ -182,23 +234,38 @@ def _tried(number: int, episode: dict[str, Any]) -> Tried:
     return Tried(number, str(episode["source"]), target, *(float(episode.get(name, math.nan)) for name in figures))
 
 
-def _curves(path: Path) -> Iterator[tuple[str, Curve]]:
-    """What the agent's logger wrote, leg by leg where a search was resumed; nothing where there is none."""
-    curves: dict[str, Curve] = {}
+def _curves(path: Path, q_values: Sequence[Any]) -> dict[str, Curve]:
+    """What the agent's logger wrote, leg by leg where a search was resumed; nothing where there is none.
+
+    :param q_values: steps and values, which the record tells more finely than the log
+    """
     first = path / "tensorboard" / "progress.csv"
     resumed = (path / "tensorboard").glob("resumed-*/progress.csv")
-    for file in (first, *sorted(resumed, key=lambda leg: int(leg.parent.name.removeprefix("resumed-")))):
-        if not file.is_file():
-            continue
-        with open(file, newline="") as lines:
-            for row in csv.DictReader(lines):
-                step = _number(row.get("time/total_timesteps"))
-                for name, text in row.items():
-                    value = _number(text)
-                    if value is not None and name:
-                        known = curves.setdefault(name, [])
-                        known.append((step if step is not None else known[-1][0] if known else 0.0, value))
-    yield from curves.items()
+    legs = [first, *sorted(resumed, key=lambda leg: int(leg.parent.name.removeprefix("resumed-")))]
+    curves: dict[str, Curve] = {}
+    for leg in (_leg(file) for file in legs if file.is_file()):
+        begun = min((curve[0][0] for curve in leg.values()), default=0.0)
+        for name in {**curves, **leg}:  # what came after the checkpoint that a leg went on from is gone
+            kept = [point for point in curves.get(name, []) if point[0] < begun]
+            curves[name] = [*kept, *leg.get(name, [])]
+    told = [(step, value) for pair in q_values if (step := _number(pair[0])) is not None
+            and (value := _number(pair[1])) is not None]  # fmt: skip
+    return {**curves, **({"q_values/mean_max": told} if told else {})}
+
+
+def _leg(file: Path) -> dict[str, Curve]:
+    """Of one ``progress.csv``; rows without a step are of the last one's."""
+    curves: dict[str, Curve] = {}
+    at = 0.0
+    with open(file, newline="") as lines:
+        for row in csv.DictReader(lines):
+            step = _number(row.get("time/total_timesteps"))
+            at = at if step is None else step
+            for name, text in row.items():
+                value = _number(text)
+                if value is not None and name:
+                    curves.setdefault(name, []).append((at, value))
+    return curves
 
 
 def _number(text: Any) -> float | None:

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -17,10 +18,18 @@ ROLES = {
     )
 }
 SERIES = [color for name, color in ROLES.items() if name.startswith("series")]
-MARKERS = ["o", "s", "^", "D", "v", "P"]  # what colours say, shapes say too
+MARKERS = [
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+]  # what colours say, shapes say too; five, so that six colours do not repeat with them
+LINES: list[Any] = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3))]
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hsq",
+    "text.parse_math": False,  # names of folders are no formulas
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": ROLES["ink"],
@@ -59,7 +68,8 @@ def to_svg(figure: Figure, name: str, tips: Mapping[str, Sequence[str]]) -> str:
 
     :param figure: what was drawn; marks that have something to say carry a gid
     :param name: unique on the page, put before every id
-    :param tips: by gid, what each mark says: the points of a scatter in their order, or the one patch of that gid
+    :param tips: by gid, what each mark says: the points of a scatter in their order, or the one patch of that gid;
+        "#id" for what stands in the page's row of that id
     """
     content = io.BytesIO()
     with style():
@@ -76,6 +86,7 @@ def to_svg(figure: Figure, name: str, tips: Mapping[str, Sequence[str]]) -> str:
             element.set("style", _colored(given))
     for size in ("width", "height"):
         root.attrib.pop(size, None)  # the page says how wide
+    root.set("style", f"--inches: {figure.get_figwidth():.1f}")
     root.set("class", "drawing")
     root.set("aria-hidden", "true")  # the figure around it has words
     return ElementTree.tostring(root, encoding="unicode")
@@ -90,7 +101,7 @@ def _give_tips(root: ElementTree.Element, tips: Mapping[str, Sequence[str]]) -> 
         if len(marks) != len(said):
             raise ValueError(f"{len(marks)} marks of '{gid}' for {len(said)} tips")
         for mark, text in zip(marks, said, strict=True):
-            mark.set("data-tip", text)
+            mark.set(*(("data-row", text[1:]) if text.startswith("#") else ("data-tip", text)))
 
 
 def _marks(group: ElementTree.Element) -> list[ElementTree.Element]:
