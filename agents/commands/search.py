@@ -30,6 +30,7 @@ PASSED_ON = (  # to ``agents.search.search`` under the same name
     "bfloat16",
     "checkpoint_minutes",
     "trust_checkpoints",
+    "track",
 )
 
 
@@ -78,6 +79,7 @@ def search(
     bfloat16: bool = False,
     checkpoint_minutes: float = 5.0,
     trust_checkpoints: bool = False,
+    track: Literal["tensorboard", "wandb", "mlflow"] = "tensorboard",
 ) -> None:
     """Find a small version of a trained detector or restorer.
 
@@ -137,6 +139,9 @@ def search(
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
     :param checkpoint_minutes: between two checkpoints, from which --resume goes on
     :param trust_checkpoints: resume from checkpoints that another user or machine wrote, which can run any code
+    :param track: where settings, episodes, the training and the table go as well: wandb (its files in OUT/wandb;
+        WANDB_MODE=offline keeps them there) or mlflow (MLFLOW_TRACKING_URI, or mlflow.db in the present folder); needs
+        pip install -e '.[wandb]' or '.[mlflow]'. TensorBoard's files are always written
     """
     arguments = dict(locals())
     if resume is not None:
