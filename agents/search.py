@@ -4,7 +4,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from agents.keeper import Keeper, handling_signals, interrupt
 from agents.layer_figures import layer_figures
 from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder, read_settings
+from agents.tracking import Tracking, check_tracker, record_of
 from detectors.errors import InputError
 from detectors.progress import Work, say, work
 from hsq_env.accuracy import untreated_metric
@@ -54,6 +57,7 @@ def search(
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     resume: bool = False,
     trust_checkpoints: bool = False,
+    track: str = "tensorboard",
     arguments: dict[str, Any] | None = None,
     on_episode: Callable[[Episode, float], object] = lambda episode, score: None,
     say: Callable[[str], None] = say,
@@ -79,6 +83,7 @@ def search(
     :param checkpoint_minutes: between two checkpoints
     :param resume: go on with the interrupted search of ``out``, which must have had the same arguments
     :param trust_checkpoints: read checkpoints that another user or machine wrote, which can run code
+    :param track: where the search's numbers go besides, see ``agents.tracking.TRACKERS``; a resumed one's as before
     :param arguments: of the command, which a resumed search reads again
     :param on_episode: called with every finished episode and its score, higher is better
     :param say: prints a line
@@ -98,6 +103,7 @@ def search(
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
     explorer.check()
+    check_tracker(track)
     if target_accuracy is not None:
         explorer = _evaluating_itself(explorer, target_accuracy, target_ratio)
         target_ratio = None
@@ -144,20 +150,24 @@ def search(
         }
     record = folder.checkpoints / "episodes.jsonl"
     log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None, record=record)
-    with folder.locked(), handling_signals(interrupt), work("search") as going:
-        log.on_episode = _telling(going, log, on_episode)
+    with folder.locked(), handling_signals(interrupt), work("search") as going, ExitStack() as stack:
         settings = _settings(env, header, env_arguments)
+        before = read_settings(folder.path, trust_checkpoints) if resume else {}
         if resume:
-            _compare(read_settings(folder.path, trust_checkpoints), settings, folder.path)
+            _compare(before, settings, folder.path)
         teacher_bytes = folder.write_teacher(task.teacher_file())
+        tracked = record_of(track, before.get("tracking", {}))
         if not resume:
-            folder.write_settings({**settings, "arguments": arguments or {}})
+            folder.write_settings({**settings, "arguments": arguments or {}, "tracking": tracked})
+        shown = {**settings["search"], "problem": settings["problem"], **_environment()}
+        tracking = stack.enter_context(Tracking(folder, tracked, shown, resume, say))
+        log.on_episode = _telling(going, log, partial(_tell, log, tracking, on_episode))
         env.share(OutcomeFile(folder.checkpoints / "outcomes.txt"))
         agents: list[Any] = []  # there is one as soon as it begins
         try:
             checkpoints = Checkpoints(folder.checkpoints, trust_checkpoints)
             keeper = Keeper(checkpoints, checkpoint_minutes, env, log, say)
-            _explore(env, explorer, folder, log, resume, keeper, agents.append)
+            _explore(env, explorer, folder, log, resume, keeper, agents.append, tracking)
             if not log.episodes:
                 raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
             going.say(log.best_so_far())
@@ -203,6 +213,7 @@ def search(
             **_record(log, explorer.algo, started),
         }
         folder.write_json("result.json", result)
+        tracking.result(result)
         folder.discard_checkpoints()
         return result
 
@@ -252,8 +263,14 @@ def _explore(
     resume: bool,
     keeper: Keeper,
     on_agent: Callable[[Any], object],
+    tracking: Tracking,
 ) -> None:
     """Look for plans, or go on with it."""
+
+    def begins(agent: Any) -> None:
+        on_agent(agent)
+        tracking.agent(agent)
+
     begun = keeper.load() if resume else None
     lost = log.recover([info.name for info in env.layers], anew=not explorer.apart)
     if begun is not None:
@@ -264,13 +281,20 @@ def _explore(
     if resume:
         episodes = len(log.episodes)
         log.say(f"going on after {episodes} episodes" if begun else "going on with what was measured, from the start")
-    agent = explorer.run(env, log, str(folder.new_logs()), on_agent, keeper, begun)
+    agent = explorer.run(env, log, tracking.logger, begins, keeper, begun)
     if isinstance(agent, BaseAlgorithm):
         folder.write_policy(agent)
     if env.compressor.policy is not None and not explorer.apart:  # workers have one each
         folder.write_spark(env.compressor.policy.spark)
     log.end()
     keeper.write(None)
+
+
+def _tell(
+    log: SearchLog, tracking: Tracking, on_episode: Callable[..., object], episode: Episode, score: float
+) -> None:
+    tracking.episode(len(log.episodes), episode)
+    on_episode(episode, score)
 
 
 def _unbounded(reward: str, target_ratio: Any, target_latency: float | None) -> bool:
@@ -306,13 +330,13 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
         "steps": log.steps,
         "visited_steps": log.visited_steps,
         "diagnostics": log.diagnostics(),
-        "environment": {
-            "command": command(),
-            "versions": versions(),
-            "machine": machine(),
-        },
+        "environment": _environment(),
         "history": [episode.to_json() for episode in log.episodes],
     }
+
+
+def _environment() -> dict[str, Any]:
+    return {"command": command(), "versions": versions(), "machine": machine()}
 
 
 def _interrupted_text(folder: RunFolder, log: SearchLog) -> str:

@@ -142,13 +142,13 @@ def test_search_passes_its_flags_on(on_tiny: dict[str, Any], tmp_path: Path, mon
     flags = "--algo sac --episodes 7 --time-budget 60 --target-ratio 9.5 --reward size --alpha 0.1 --beta 0.9"
     more = "--activation-bits 4 --sparsity-pattern n:m --dataset photos --teacher t.safetensors --detector d"
     more += " --splits a b c --seed 3 --workers 2 --evaluations 90 --warm-start ilp greedy --no-return-to-best"
-    more += " --observe-repaired --no-surrogate --distillation akd+spark --patch 32"
+    more += " --observe-repaired --no-surrogate --distillation akd+spark --patch 32 --track mlflow"
     with pytest.raises(SystemExit):
         main(["search", "--out", str(tmp_path / "run"), *flags.split(), *more.split()])
     expected = {"algo": "sac", "episodes": 7, "time_budget": 60.0, "target_ratio": 9.5, "reward": "size"}
     expected |= {"alpha": 0.1, "beta": 0.9, "activation_bits": 4, "sparsity_pattern": "n:m"}
     expected |= {"seed": 3, "workers": 2, "evaluations": 90, "warm_start": ("ilp", "greedy"), "return_to_best": False}
-    expected |= {"observe_repaired": True, "surrogate": False, "distillation": "akd+spark"}
+    expected |= {"observe_repaired": True, "surrogate": False, "distillation": "akd+spark", "track": "mlflow"}
     assert {name: given[name] for name in expected} == expected
     assert (on_tiny["dataset"], on_tiny["teacher"], on_tiny["detector"]) == ("photos", Path("t.safetensors"), "d")
     assert on_tiny["splits"] == ("a", "b", "c") and on_tiny["patch"] == 32

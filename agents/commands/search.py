@@ -30,6 +30,7 @@ PASSED_ON = (  # to ``agents.search.search`` under the same name
     "bfloat16",
     "checkpoint_minutes",
     "trust_checkpoints",
+    "track",
 )
 
 
@@ -79,6 +80,7 @@ def search(
     checkpoint_minutes: float = 5.0,
     trust_checkpoints: bool = False,
     json: bool = False,
+    track: Literal["tensorboard", "wandb", "mlflow"] = "tensorboard",
 ) -> None:
     """Find a small version of a trained detector or restorer.
 
@@ -139,6 +141,9 @@ def search(
     :param checkpoint_minutes: between two checkpoints, from which --resume goes on
     :param trust_checkpoints: resume from checkpoints that another user or machine wrote, which can run any code
     :param json: print what OUT/result.json holds in place of the table; all else goes to standard error
+    :param track: where settings, episodes, the training and the table go as well: wandb (its files in OUT/wandb;
+        WANDB_MODE=offline keeps them there) or mlflow (MLFLOW_TRACKING_URI, or mlflow.db in the present folder); needs
+        pip install -e '.[wandb]' or '.[mlflow]'. TensorBoard's files are always written
     """
     arguments = dict(locals())
 
