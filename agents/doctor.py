@@ -20,7 +20,7 @@ from detectors.cache import cache_folder
 
 DISTRIBUTION = "hsq-env"
 OK, NOTE, WRONG = "ok", "note", "wrong"
-MODULES = {"pillow": "PIL", "scikit-image": "skimage", "ray[tune]": "ray"}  # others are named as their package is
+MODULES = {"pillow": "PIL", "scikit-image": "skimage", "ray[tune]": "ray", "mlflow-skinny": "mlflow"}  # others are named as their package is
 USES = {  # of packages that only some commands need
     "optuna": "--algo tpe and nsga2, and hsq sweep",
     "tensorboard": "the learning curves of hsq search",
@@ -29,9 +29,9 @@ USES = {  # of packages that only some commands need
     "onnxruntime": "hsq export, bench and latency",
     "ray": "hsq sweep, and --ray of hsq search",
     "wandb": "--track wandb of hsq search",
-    "mlflow": "--track mlflow of hsq search",
+    "mlflow-skinny": "--track mlflow of hsq search",
 }
-OPTIONAL = ("ray", "wandb", "mlflow")
+OPTIONAL = {"ray": "ray", "wandb": "wandb", "mlflow-skinny": "mlflow"}  # package and extra
 REINSTALL = "install it as the README says: make setup, or pip install -c constraints.txt -e ."
 LITTLE_SPACE = 2e9  # bytes: the generated data, tables and one detector's COCO weights
 
@@ -157,7 +157,7 @@ def _asked() -> dict[str, str]:
 def _package(name: str, wanted: str, needed: bool) -> Finding:
     """Whether a package is there, in a version that is asked for, and can be imported."""
     missed = f"; {USES[name]} need it" if name in USES else ""
-    remedy = REINSTALL if needed else f"pip install '{name}'" if name != "ray" else "pip install -e '.[ray]'"
+    remedy = REINSTALL if needed else f"pip install -c constraints.txt -e '.[{OPTIONAL[name]}]'"
     state = WRONG if needed else NOTE
     try:
         found = distribution(name).version

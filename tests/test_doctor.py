@@ -60,7 +60,7 @@ def required(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_packages_that_fit(required: dict[str, str]) -> None:
     found = by_name(packages)
-    assert list(found) == ["python", "numpy", "tqdm", "ray", "wandb", "mlflow"]
+    assert list(found) == ["python", "numpy", "tqdm", "ray", "wandb", "mlflow-skinny"]
     assert found["numpy"] == Finding("packages", "numpy", OK, "2.1 (asked <3,>=2.0)")
     assert found["ray"] == Finding("packages", "ray", OK, "2.60 (asked <3,>=2.60)")
     assert found["python"].state == OK
@@ -74,7 +74,7 @@ def test_packages_that_do_not_fit(required: dict[str, str], monkeypatch: pytest.
     assert found["numpy"] == Finding("packages", "numpy", WRONG, "1.26 (asked <3,>=2.0)", REINSTALL)
     assert found["tqdm"] == Finding("packages", "tqdm", WRONG, "not installed (asked <5,>=4.70)", REINSTALL)
     missed = "not installed (asked <3,>=2.60); hsq sweep, and --ray of hsq search need it"
-    assert found["ray"] == Finding("packages", "ray", NOTE, missed, "pip install -e '.[ray]'")
+    assert found["ray"] == Finding("packages", "ray", NOTE, missed, "pip install -c constraints.txt -e '.[ray]'")
     monkeypatch.setattr(agents.doctor.platform, "python_version", lambda: "3.10.4")  # type: ignore[attr-defined]
     assert by_name(packages)["python"].state == WRONG
 
