@@ -73,7 +73,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
         LatencyTable.read(tmp_path / "latency.json")
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "NaN", "Infinity", "1e300"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "NaN", "Infinity", "1e300", "1e6"])
 def test_impossible_times_are_refused(tmp_path: Path, seconds: str) -> None:
     (tmp_path / "latency.json").write_text(f'{{"layers": [{{"name": "a", "seconds": {{"8": {seconds}}}}}]}}')
     with pytest.raises(InputError, match="times that cannot be"):
@@ -88,6 +88,17 @@ def test_a_table_of_another_network_is_refused(tiny: TinyTask, table: LatencyTab
         HSQEnv(tiny, latency_table=LatencyTable("t", without), sparsity_pattern="channels")
     with pytest.raises(InputError, match=r"lack the layer 'head\.0' of \(16, 16, 1, 1\)"):
         HSQEnv(tiny, latency_table=LatencyTable("t", table.seconds, {"head.0": (16, 8, 1, 1)}))
+
+
+def test_a_file_is_read_whole(tmp_path: Path, infos: tuple[LayerInfo, ...]) -> None:
+    path = tmp_path / "latency.json"
+    layers = [{"name": "stem", "seconds": {"8": 999999.5}, "shape": [16, 1, 3, 3]}, {"name": "x", "seconds": {}}]
+    path.write_text(json.dumps({"machine": "this", "layers": layers}))
+    read = LatencyTable.read(path)
+    assert read.source == str(path) and read.shapes == {"stem": (16, 1, 3, 3)}
+    assert read.seconds == {"stem": {"8": 999999.5}, "x": {}}
+    assert read.record == read.to_json() == {"machine": "this", "layers": layers}
+    assert read.nanoseconds(infos[:1], [Choice(8)], "", frozenset()).tolist() == [[999999500000000]]
 
 
 def test_the_budget_names_the_fastest_plan() -> None:

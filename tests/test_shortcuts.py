@@ -69,6 +69,12 @@ def reference(tiny: TinyTask, settings: str, episodes: tuple[tuple[int, ...], ..
     return [episode(env, list(actions)) for actions in episodes]
 
 
+def test_all_switches_are_on_or_all_are_off() -> None:
+    assert set(SWITCHES) == set(vars(Shortcuts())) and len(SWITCHES) == 8
+    assert all(switch is True for switch in vars(Shortcuts()).values())
+    assert all(switch is False for switch in vars(Shortcuts.none()).values())
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_reference_path_gives_the_same(tiny: TinyTask, settings: dict[str, Any]) -> None:
     fast, reference = make(tiny, **settings), make(tiny, Shortcuts.none(), **settings)

@@ -84,6 +84,11 @@ def test_the_seed_decides_about_the_first_weights_and_the_draws() -> None:
     assert not torch.equal(*drawn)
 
 
+def test_the_criterion_is_the_one_given() -> None:
+    criterion = AKD(temperature=3.0)
+    assert StepPolicy(criterion, 1).spark.criterion is criterion
+
+
 def test_the_digest_is_that_of_the_weights() -> None:
     policy = StepPolicy(AKD(), 2)
     plain = b"".join(tensor.numpy().tobytes() for tensor in policy.spark.policy.state_dict().values())
