@@ -1,7 +1,7 @@
 """Mutants: small changes in the pure modules of ``hsq_env``, and how many of them the tests notice.
 
 python -m benchmarks.mutants           # from nothing, about an hour on one core
-python -m benchmarks.mutants --keep    # what was found before stands; functions that have changed are tried again
+python -m benchmarks.mutants --keep    # those that were noticed before stand; the others are tried again
 
 Which modules, which tests and what is left alone stands in the section ``mutmut`` of setup.cfg. A mutant is tried with
 those tests that reach its function, and by ``mutmut show NAME`` it is shown.
@@ -44,6 +44,15 @@ def mutmut(*arguments: str) -> str:
     return done.stdout if asked else ""
 
 
+def not_noticed(results: str) -> list[str]:
+    """Names of the mutants that have been tried in vain.
+
+    :param results: as for ``by_module``
+    """
+    rows = [line.strip().partition(": ") for line in results.splitlines()]
+    return [name for name, _, status in rows if status in ("survived", "no tests")]
+
+
 def by_module(results: str) -> dict[str, dict[str, Any]]:
     """Counts of each module.
 
@@ -79,13 +88,15 @@ def figures(found: Counter[str]) -> dict[str, Any]:
 def main() -> None:
     """Try the mutants and write ``benchmarks/results/mutants.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", action="store_true", help="let stand what was found before")
+    parser.add_argument("--keep", action="store_true", help="try those alone that were not noticed before")
     arguments = parser.parse_args()
     if not arguments.keep:
         shutil.rmtree(FOLDER, ignore_errors=True)
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")  # mutants run in forks of one process
     os.environ.pop("PYTHONPATH", None)  # the changed copy is to be found, not this one
     mutmut("run", "--max-children", "1")
+    if arguments.keep and (again := not_noticed(mutmut("results"))):
+        mutmut("run", "--max-children", "1", *again)
     modules = by_module(mutmut("results", "--all", "true"))
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

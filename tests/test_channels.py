@@ -114,9 +114,24 @@ def test_groups_of_a_network() -> None:
     assert (tower.channels, tower.unit, groups["inner",].unit) == (8, 2, 1)
 
 
-def test_groups_of_the_detector() -> None:
+@pytest.fixture(scope="module")
+def detector() -> Student:
+    """The shipped one in whole channels; finding its groups takes seconds."""
     model, _ = load_teacher(SHIPPED_TEACHER)
-    groups = channel_groups(model, fcos_stages, torch.randn(1, 3, 64, 64))
+
+    class Detector(Task):
+        def __init__(self) -> None:
+            self.teacher, self.images = model, torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+        def stages(self, model: Any) -> Any:
+            return fcos_stages(model)
+
+    task: Any = Detector()
+    return Student(task, trace_layers(task), None, "channels")
+
+
+def test_groups_of_the_detector(detector: Student) -> None:
+    groups, model = detector.channel_groups, detector.task.teacher
     consumers = [name for group in groups for name in group.consumers]
     convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     assert len(consumers) == len(set(consumers))
@@ -319,19 +334,10 @@ def test_a_dense_network_stays(tiny: TinyTask) -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_the_detector_shrinks_exactly() -> None:
+def test_the_detector_shrinks_exactly(detector: Student) -> None:
     """Without rounded activations, whose ties an order of sums decides."""
-    model, _ = load_teacher(SHIPPED_TEACHER)
-
-    class Detector(Task):
-        def __init__(self) -> None:
-            self.teacher, self.images = model, torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-        def stages(self, model: Any) -> Any:
-            return fcos_stages(model)
-
-    task: Any = Detector()
-    student = Student(task, trace_layers(task), None, "channels")
+    task: Any = detector.task
+    student = detector.copy()
     student.apply(random_plan(student.infos, 3))
     found, images = small(student), {"images": task.images}
     with torch.no_grad():
