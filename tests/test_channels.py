@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detectors.fcos import fcos_stages
 from detectors.teacher import SHIPPED_TEACHER, load_teacher
-from hsq_env.channels import channel_groups, channel_orders, dead_outputs, shrunk, unread_channels
+from hsq_env import channels
+from hsq_env.channels import ChannelGroup, channel_groups, channel_orders, dead_outputs, shrunk, unread_channels
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq, save_hsq, student_bytes
 from hsq_env.finetuning import finetune_all
@@ -157,6 +158,39 @@ def test_channels_that_reach_outputs_or_are_mixed_stay(tiny: TinyTask) -> None:
 
     task = Task(Grouped())
     assert {g.producers for g in channel_groups(task.teacher, task.stages, task.images)} == {("tower.0",)}
+
+
+def test_deep_networks_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All groups together: what nobody reads does not grow from layer to layer until it is infinite."""
+    layers = [module for _ in range(40) for module in (nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())]
+
+    class Deep(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (super().forward(x),)
+
+    task = Task(Deep(nn.Conv2d(3, 6, 1), *layers, nn.Conv2d(6, 2, 1)))
+    for parameter in task.teacher.parameters():
+        parameter *= 0.5
+    asked: list[int] = []
+
+    def works(model: nn.Module, stages: Any, images: Tensor, groups: Sequence[ChannelGroup]) -> bool:
+        asked.append(len(groups))
+        return trial(model, stages, images, groups)
+
+    trial = channels._works
+    monkeypatch.setattr(channels, "_works", works)
+    found = channel_groups(task.teacher, task.stages, task.images)
+    assert len(found) == 41 and asked == [41]
+
+
+def test_channels_without_weights_are_disturbed_too() -> None:
+    """A weight of zeros would hide that a channel is put out."""
+    task = Task(Odd("put out first"))
+    task.teacher.a.weight[:] = 0.0
+    assert channel_groups(task.teacher, task.stages, task.images) == ()
+    values = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
+    assert channels._disturbed(values).tolist() == [[0.0, -4.0], [1.5, 1.5]]
+    assert channels._disturbed(values[0]).tolist() == [1.5, -2.5]
 
 
 def test_nothing_is_changed_by_looking() -> None:
