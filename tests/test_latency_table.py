@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_cli import on_tiny  # noqa: F401 - a fixture
 from tiny_task import TinyTask
 
 from agents.baselines.plans import integer_program_choices, random_choices
@@ -218,6 +219,7 @@ def test_beta_leaves_room_for_a_cost_that_nothing_bounds(
     assert result["beta"] == beta
 
 
+@pytest.mark.usefixtures("on_tiny")
 @pytest.mark.parametrize("ratio", ["6", "0"])
 def test_the_command_refuses_two_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: str) -> None:
     settings = ["--target-latency", "3", "--target-ratio", ratio, "--out", str(tmp_path / "run")]
@@ -226,6 +228,7 @@ def test_the_command_refuses_two_budgets(tmp_path: Path, capsys: pytest.CaptureF
     assert ended.value.code == 2 and "one budget" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("on_tiny")
 def test_a_ratio_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["search", "--target-ratio", "0", "--out", str(tmp_path / "run")])
