@@ -58,13 +58,13 @@ _TASKS: dict[str, Sure] = {}
 
 
 def task_of(name: str, folder: Path) -> Sure:
-    """On eight images; made once per detector."""
+    """On few images; made once per detector."""
     if name not in _TASKS:
         spec = small_spec(name, CLASS_NAMES)
         splits: dict[str, CocoSplit] = load_folder(
             folder, spec.classes, spec.min_size, spec.max_size, None, spec.preparation
         )
-        few = {"search_images": 4, "pool_images": 2, "calibration_images": 1, "batch_size": 2}
+        few = {"search_images": 2, "pool_images": 2, "calibration_images": 1, "batch_size": 2}
         _TASKS.clear()  # one at a time in memory
         teacher = freeze(fold_batch_norm(random_detector(name, CLASS_NAMES)))
         _TASKS[name] = Sure(name, teacher, spec, splits, **few)  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICKEST else LONG) for n in NAMES])
 def test_two_episodes(name: str, shapes_folder: Path) -> None:
-    """A search by chance on eight images: every layer of every detector takes choices, and the size is kept."""
+    """A search by chance on few images: every layer of every detector takes choices, and the size is kept."""
     env = HSQEnv(task_of(name, shapes_folder), bits=(2, 8), sparsities=(0.0,), finetune_steps=1, target_ratio=6.0)
     env.action_space.seed(0)
     for episode in range(2):
