@@ -160,6 +160,41 @@ def test_channels_that_reach_outputs_or_are_mixed_stay(tiny: TinyTask) -> None:
     assert {g.producers for g in channel_groups(task.teacher, task.stages, task.images)} == {("tower.0",)}
 
 
+class Plain(nn.Module):
+    """Convolutions with batch norm, linear layers, and a tower with two group norms, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        self.c, self.d = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.tower = nn.Sequential(
+            nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.ReLU(), nn.GroupNorm(6, 12), nn.Conv2d(12, 2, 1)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (
+            self.b(torch.relu(self.norm(self.a(x)))),
+            self.d(torch.relu(self.c(x.mean(dim=(2, 3))))),
+            self.tower(x),
+        )
+
+
+def test_batch_norms_linear_layers_and_several_group_norms() -> None:
+    task = Task(Plain())
+    task.teacher.norm.running_mean += torch.arange(8.0)
+    task.teacher.norm.running_var += torch.arange(8.0)
+    groups = {g.producers: g for g in channel_groups(task.teacher, task.stages, task.images)}
+    assert groups["a",] == ChannelGroup(("a",), ("norm",), ("b",), 8, 1)
+    assert groups["c",] == ChannelGroup(("c",), (), ("d",), 6, 1)
+    assert set(groups) == {("a",), ("c",), ("tower.0",)}
+    assert set(groups["tower.0",].norms) == {"tower.1", "tower.3"} and groups["tower.0",].unit == 6
+    found = assert_the_same(compressed(task, {"b": 0.25, "d": 0.5, "tower.4": 0.5}))
+    assert found.a.weight.shape == (6, 3, 3, 3) and found.b.in_channels == found.a.out_channels == 6
+    assert found.norm.num_features == 6 and found.norm.running_mean.shape == found.norm.running_var.shape == (6,)
+    assert found.c.weight.shape == (3, 3) and (found.c.out_features, found.d.in_features) == (3, 3)
+    assert (found.tower[1].num_groups, found.tower[3].num_groups, found.tower[4].in_channels) == (2, 3, 6)
+
+
 def test_deep_networks_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All groups together: what nobody reads does not grow from layer to layer until it is infinite."""
     layers = [module for _ in range(40) for module in (nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())]

@@ -95,3 +95,10 @@ def test_a_bitmask_has_a_bit_for_each_weight(sparsity: float) -> None:
 def test_zeros_with_a_code_of_their_own_need_no_mask() -> None:
     found = encode_mask(np.ones((3, 5), dtype=bool), encoding((3, 5), Choice(4)), 0.0)
     assert found.dtype == np.uint8 and len(found) == 0
+
+
+def test_a_part_that_is_no_whole_number_of_elements_is_refused() -> None:
+    with pytest.raises(InputError, match="wrong length"):
+        restore(b"abc", 5, 2)
+    with pytest.raises(InputError, match="cannot be decoded"):
+        restore(b"abc", 6, 2)

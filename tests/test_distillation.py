@@ -280,3 +280,44 @@ def test_an_unknown_kind_of_output_is_an_error() -> None:
     odd = [Distilled("x", "sound", torch.zeros(1, 2, 3))]
     with pytest.raises(KeyError, match="sound"):
         AKD().terms(odd, odd)
+
+
+def test_weights_of_places_are_put_between_divergence_and_sum() -> None:
+    """Two maps of 4x4 and 2x2, and logits at all of their 20 places."""
+    student, teacher = (
+        [
+            Distilled("l", "logits", draw(seed, 2, 20, 3)),
+            Distilled("p3", "features", draw(seed + 1, 2, 4, 4, 4)),
+            Distilled("p4", "features", draw(seed + 2, 2, 4, 2, 2)),
+        ]
+        for seed in (120, 130)
+    )
+    weights = weights_of(draw(140, 2, 8, 8))
+    spread = [spread_over(weights, side, side) for side in (4, 2)]
+    found = AKD(temperature=2.0).terms(student, teacher, weights)
+    everywhere = torch.cat([s.flatten(1) for s in spread], dim=1)
+    logits = (logits_divergence(student[0].tensor, teacher[0].tensor, 2.0) * everywhere).sum()
+    torch.testing.assert_close(found["logits"], logits / teacher[0].tensor.sigmoid().amax(dim=-1).sum())
+    maps = [
+        (channel_divergence(s.tensor, t.tensor, 1.0) * own).sum(dim=(1, 2)).mean()
+        for s, t, own in zip(student[1:], teacher[1:], spread, strict=True)
+    ]
+    torch.testing.assert_close(found["features"], (maps[0] + maps[1]) / 2)
+    criterion = AKD(weights={"logits": 2.0, "features": 0.25}, temperature=2.0)
+    torch.testing.assert_close(
+        criterion.loss(student, teacher, weights), 2.0 * found["logits"] + 0.25 * found["features"]
+    )
+
+
+def test_images_count_alike_whatever_else_is_put_out() -> None:
+    """Four locations with a confidence do not weigh the four rows of two images."""
+    student, teacher = (
+        [
+            Distilled("l", "logits", draw(seed, 1, 4, 3)),
+            Distilled("one", "pixels", draw(seed + 1, 1, 2, 4, 4)),
+            Distilled("other", "pixels", draw(seed + 2, 1, 2, 4, 4)),
+        ]
+        for seed in (150, 160)
+    )
+    squares = [(s.tensor - t.tensor).square().mean() for s, t in zip(student[1:], teacher[1:], strict=True)]
+    torch.testing.assert_close(AKD().terms(student, teacher)["pixels"], (squares[0] + squares[1]) / 2)

@@ -20,13 +20,13 @@ from hsq_env.teacher import Teacher
 
 
 class Quick(TinyTask):
-    """The same metric from a sum."""
+    """The same metric from numbers."""
 
     def quick_predictions(self, outputs: dict[str, Any], batch: Any) -> Tensor:
-        return self.predictions(outputs, batch).float().mean()
+        return self.predictions(outputs, batch).double()
 
     def quick_metric(self, predictions: Sequence[Any]) -> float:
-        return torch.stack(list(predictions)).mean().item()
+        return torch.cat(list(predictions)).mean().item()
 
 
 class OwnMetric(Quick):
@@ -42,6 +42,22 @@ class OwnPredictions(Quick):
 class BothForms(OwnMetric):
     def quick_metric(self, predictions: Sequence[Any]) -> float:
         return super().quick_metric(predictions) / 2
+
+
+class AllInOne(TinyTask):
+    """A metric of its own and its quick form."""
+
+    def predictions(self, outputs: dict[str, Any], batch: Any) -> Tensor:
+        return ~super().predictions(outputs, batch)
+
+    def metric(self, predictions: Sequence[Any], split: str) -> float:
+        return {"search": 1.0, "test": 2.0}[split] * super().metric(predictions, split)
+
+    def quick_predictions(self, outputs: dict[str, Any], batch: Any) -> Tensor:
+        return self.predictions(outputs, batch).double()
+
+    def quick_metric(self, predictions: Sequence[Any]) -> float:
+        return torch.cat(list(predictions)).mean().item()
 
 
 class Restoring(TinyTask):
@@ -90,7 +106,7 @@ def divergence_of(task: TinyTask, stages: Sequence[Stage], teacher: Sequence[Sta
 
 
 @pytest.mark.parametrize("switches", [Shortcuts(), Shortcuts.none()], ids=["shortcuts", "none"])
-@pytest.mark.parametrize("kind", [TinyTask, Quick, OwnMetric, OwnPredictions, BothForms])
+@pytest.mark.parametrize("kind", [TinyTask, Quick, OwnMetric, OwnPredictions, BothForms, AllInOne])
 def test_accuracy_and_divergence(tiny: TinyTask, kind: type[TinyTask], switches: Shortcuts) -> None:
     task = like(tiny, kind)
     stages, teacher = task.stages(student(tiny)), task.stages(task.teacher)
@@ -140,14 +156,38 @@ def test_one_bad_map_among_good_ones_is_enough(tiny: TinyTask) -> None:
     assert math.isnan(accuracy) and math.isnan(divergence)
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_bad_batch_among_good_ones_is_enough(tiny: TinyTask, bad: int) -> None:
+    """Batches of 32 and of 16 images."""
+
+    class Uneven(Quick):
+        def distilled(self, outputs: dict[str, Any]) -> list[Any]:
+            logits, features = super().distilled(outputs)
+            if len(features.tensor) == self.spoilt:
+                features.tensor[0, 0, 0, 0] = math.nan
+            return [logits, features]
+
+    task = like(tiny, Uneven)
+    whole, other = tiny.evaluation("search")
+    task._evaluation = {"search": [whole, type(other)(other.images[:16], other.labels[:16])]}
+    task.spoilt = 0
+    judge = Judge(Teacher(task), Shortcuts())
+    assert judge.measure(task.stages(task.teacher)) == pytest.approx((1.0, 0.0))
+    task.spoilt = (32, 16)[bad]
+    accuracy, divergence = judge.measure(task.stages(student(tiny)))
+    assert math.isnan(accuracy) and math.isnan(divergence)
+
+
 def test_the_quick_form_must_belong_to_the_metric(tiny: TinyTask) -> None:
-    taken = {kind: quick_form(like(tiny, kind)) for kind in (TinyTask, Quick, OwnMetric, OwnPredictions, BothForms)}
+    kinds = (TinyTask, Quick, OwnMetric, OwnPredictions, BothForms, AllInOne)
+    taken = {kind: quick_form(like(tiny, kind)) for kind in kinds}
     assert {kind: form is not None for kind, form in taken.items()} == {
         TinyTask: False,
         Quick: True,
         OwnMetric: False,
         OwnPredictions: False,
         BothForms: True,
+        AllInOne: True,
     }
     assert isinstance(taken[Quick], Quick)
 

@@ -114,6 +114,31 @@ def test_the_budget_names_the_fastest_plan() -> None:
     assert budget.mask(1, 1_000_000).tolist() == [True, True] and budget.mask(1, 2_000_000).tolist() == [True, False]
 
 
+def test_the_fastest_plan_itself_is_reached() -> None:
+    costs = np.array([[1_000_000, 2_000_000], [3_000_000, 5_000_000]])
+    budget = latency_budget(costs, 20_000_000, 4.0)
+    assert budget.mask(0, 0).tolist() == [True, False] and budget.largest_ratio == 5.0
+    with pytest.raises(InputError, match=r"3\.75 ms cannot be reached: the table's fastest plan takes 4\.00 ms"):
+        latency_budget(costs, 20_000_000, 3.75)
+    with pytest.raises(InputError, match=r"fastest plan takes 4000\.00 ms"):
+        latency_budget(1000 * costs, 20_000_000, 3.75)
+
+
+def test_a_plans_time_is_that_of_its_layers(table: LatencyTable, infos: tuple[LayerInfo, ...]) -> None:
+    choices = [Choice(2, 0.5), Choice(4), Choice(8, 0.75), Choice(8), Choice(4, 0.25), Choice(2), Choice(2)]
+    kept = [1 - c.sparsity * (info.name in SHARED) for info, c in zip(infos, choices, strict=True)]
+    expected = sum(1e-3 * c.bits * k * (n + 1) for n, (c, k) in enumerate(zip(choices, kept, strict=True)))
+    assert table.milliseconds(infos, choices, "channels", frozenset(SHARED)) == pytest.approx(expected, rel=1e-12)
+    assert table.milliseconds(infos, None, "channels", frozenset(SHARED)) == pytest.approx(0.896, rel=1e-12)
+
+
+def test_nothing_takes_no_time(infos: tuple[LayerInfo, ...]) -> None:
+    table = LatencyTable("t", {infos[0].name: {"8": 1e-12, "4": 1.6e-9, "32": 1e-12}})
+    found = table.nanoseconds(infos[:1], [Choice(8), Choice(4)], "", frozenset())
+    assert found.tolist() == [[1, 2]] and found.dtype == np.int64
+    assert table.float_nanoseconds(infos[:1]).tolist() == [1]
+
+
 def test_every_plan_meets_the_target(tiny: TinyTask, table: LatencyTable) -> None:
     env = HSQEnv(tiny, finetune_steps=0, latency_table=table, target_latency=0.1)
     assert env.costs is env.layer_costs.latencies and env.budget.limit == pytest.approx(100_000)

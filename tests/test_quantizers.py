@@ -267,3 +267,8 @@ def test_a_fitted_range_is_the_best_part_of_the_span(bits: int, seed: int) -> No
     errors = [float((part(sample) - sample).square().mean()) for part in parts]
     found = fitted_range(sample, bits)
     assert low < 0 < high and found == parts[int(np.argmin(errors))] and found.bits == bits
+
+
+def test_a_single_channel_is_quantized() -> None:
+    levels, weight, scale = weight_levels(Choice(4)), torch.from_numpy(draw(22, (1, 9))), torch.tensor([0.25])
+    assert torch.equal(fake_quantize(weight, scale, levels), dequantize(quantize(weight, scale, levels), scale, levels))

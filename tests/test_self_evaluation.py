@@ -102,6 +102,14 @@ def test_no_pair_on_a_fine_grid_is_better(seed: int) -> None:
     assert value(found) <= value(grid).min() + 1e-12
 
 
+@pytest.mark.parametrize("now", [(-3.0, -9.0), (4.0, 9.0), (-3.0, 9.0)])
+def test_a_pair_outside_the_bounds_comes_back(now: tuple[float, float]) -> None:
+    """Where nothing else counts the nearest pair within them is best."""
+    nothing = Responses(np.zeros(2), 0.95, np.zeros(2), 9.0, np.zeros(2))
+    found = best_knobs(nothing, 0.95, 9.0, 0.01, LOW, HIGH, np.array(now), np.ones(2))
+    assert found == pytest.approx(np.clip(now, LOW, HIGH), abs=1e-12)
+
+
 # ---- the loop
 
 
@@ -289,7 +297,18 @@ def test_what_was_learned_before_a_fall_is_forgotten() -> None:
     assert found.reason == "accuracy has stayed below what alpha and beta explain for 3 windows (0.8100): explore again"
 
 
-@pytest.mark.parametrize("wrong", [{"alphas": (0.5, 0.5)}, {"betas": (0.0, 0.9)}, {"alphas": (-0.1, 1.0)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alphas": (0.5, 0.5)},
+        {"alphas": (-0.1, 1.0)},
+        {"alphas": (0.5, 1.5)},
+        {"betas": (0.0, 0.9)},
+        {"betas": (0.5, 0.5)},
+        {"betas": (0.5, 1.0)},
+        {"betas": (0.5, 1.5)},
+    ],
+)
 def test_impossible_bounds_are_refused(wrong: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(ValueError, match="in order"):
         SelfEvaluation(0.95, 9.0, **wrong)  # type: ignore[arg-type]
