@@ -15,7 +15,7 @@ ISOLATED := nncf torchao brevitas mct aimet
 PEER_DATA :=
 PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples docs)
 
-.PHONY: setup search peers docs test test-long lint format clean
+.PHONY: setup search peers docs test test-long coverage mutants lint format clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,12 @@ test: setup
 test-long: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m long
 
+coverage: setup
+	$(VENV)/bin/python -m benchmarks.coverage
+
+mutants: setup
+	$(VENV)/bin/python -m benchmarks.mutants
+
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -65,5 +71,5 @@ format: setup
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage mutants
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

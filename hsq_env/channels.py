@@ -162,7 +162,7 @@ def _works(model: nn.Module, stages: Stages, images: Tensor, groups: Sequence[Ch
             own = modules[name]
             for parameter in (own.weight, own.bias):
                 if parameter is not None:
-                    parameter[unread] = 1.5 - 2.0 * parameter[unread]
+                    parameter[unread] = _disturbed(parameter[unread])
     smaller = copy.deepcopy(blind)
     try:
         for group, left in zip(groups, kept, strict=True):
@@ -176,6 +176,15 @@ def _works(model: nn.Module, stages: Stages, images: Tensor, groups: Sequence[Ch
         for outputs in found
         for one, other in zip(expected, outputs, strict=True)
     )
+
+
+def _disturbed(values: Tensor) -> Tensor:
+    """Other weights, biases or norms of some channels, (channels, ...), as large as they are: nothing overflows.
+
+    What is zero stays so, channels that are zero altogether apart: what nobody reads must not add up layer by layer.
+    """
+    empty = ~values.flatten(1).any(dim=1) if values.dim() > 1 else torch.ones_like(values, dtype=torch.bool)
+    return torch.where(empty.reshape(-1, *[1] * (values.dim() - 1)), 1.5, 0.0) - 2.0 * values
 
 
 def _without_choices(model: nn.Module) -> nn.Module:

@@ -36,10 +36,10 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> "TinyTask":
-    """The tiny task, built once; nothing may change it."""
-    from tiny_task import TinyTask
+    """The tiny task, built once in a process and its forks; nothing may change it."""
+    from tiny_task import the_tiny_task
 
-    return TinyTask()
+    return the_tiny_task()
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def test_masks() -> None:
     assert np.array_equal(ACTION_SPACES["discrete"](BITS, SPARSITIES).mask(allowed), allowed)
     for name in ("multi_discrete", "continuous"):
         found = ACTION_SPACES[name](BITS, SPARSITIES).mask(allowed)
-        assert found.tolist() == [True, True, False, True, True, False, True]
+        assert found.tolist() == [True, True, False, True, True, False, True] and found.dtype == np.bool_
 
 
 def test_smaller_grids() -> None:

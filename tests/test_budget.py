@@ -79,7 +79,14 @@ def test_slack_goes_from_smallest_only_to_anything() -> None:
     assert Budget(sizes, 0, 700, 1.0).slack(0, 0) == 1.0
     assert Budget(sizes, 0, 700, 700 / 50).slack(1, 10) == pytest.approx(1.0, abs=1e-6)
     assert Budget(sizes, 0, 700, 700 / 55).slack(1, 30) == pytest.approx(0.25, abs=1e-6)
-    assert Budget(np.array([[5, 5]]), 0, 700, 10.0).slack(0, 0) == 1.0
+    assert Budget(sizes, 0, 700, 700 / 50).slack(1, 45) == 0.0  # more has been spent than there was
+    for spent in (0, 1000):  # nothing is left to be chosen
+        assert Budget(np.array([[5, 5]]), 0, 700, 10.0).slack(0, spent) == 1.0
+
+
+@pytest.mark.parametrize(("target", "share"), [(None, 1.0), (4.0, 0.25), (0.5, 2.0)])
+def test_the_share_of_the_teacher_that_a_student_may_have(target: float | None, share: float) -> None:
+    assert Budget(draw_sizes(0), FIXED, TEACHER, target).share == share
 
 
 # ---- the nearest choice
@@ -106,6 +113,7 @@ def test_fewest_steps_win() -> None:
 def test_fewer_bytes_break_ties() -> None:
     assert nearest(Choice(4, 0.0), [Choice(8, 0.0), Choice(2, 0.0)]) == Choice(2, 0.0)  # one step of bits each
     assert nearest(Choice(8, 0.0), [Choice(4, 0.0), Choice(8, 0.25)]) == Choice(4, 0.0)  # a step of bits or sparsity
+    assert nearest(Choice(4, 0.0), [Choice(8, 0.0), Choice(4, 0.25)]) == Choice(4, 0.25)
     assert nearest(Choice(8, 0.25), [Choice(8, 0.0), Choice(8, 0.5)]) == Choice(8, 0.5)  # more sparsity
 
 

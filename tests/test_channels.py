@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detectors.fcos import fcos_stages
 from detectors.teacher import SHIPPED_TEACHER, load_teacher
-from hsq_env.channels import channel_groups, channel_orders, dead_outputs, shrunk, unread_channels
+from hsq_env import channels
+from hsq_env.channels import ChannelGroup, channel_groups, channel_orders, dead_outputs, shrunk, unread_channels
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq, save_hsq, student_bytes
 from hsq_env.finetuning import finetune_all
@@ -114,9 +115,24 @@ def test_groups_of_a_network() -> None:
     assert (tower.channels, tower.unit, groups["inner",].unit) == (8, 2, 1)
 
 
-def test_groups_of_the_detector() -> None:
+@pytest.fixture(scope="module")
+def detector() -> Student:
+    """The shipped one in whole channels; finding its groups takes seconds."""
     model, _ = load_teacher(SHIPPED_TEACHER)
-    groups = channel_groups(model, fcos_stages, torch.randn(1, 3, 64, 64))
+
+    class Detector(Task):
+        def __init__(self) -> None:
+            self.teacher, self.images = model, torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+        def stages(self, model: Any) -> Any:
+            return fcos_stages(model)
+
+    task: Any = Detector()
+    return Student(task, trace_layers(task), None, "channels")
+
+
+def test_groups_of_the_detector(detector: Student) -> None:
+    groups, model = detector.channel_groups, detector.task.teacher
     consumers = [name for group in groups for name in group.consumers]
     convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     assert len(consumers) == len(set(consumers))
@@ -142,6 +158,74 @@ def test_channels_that_reach_outputs_or_are_mixed_stay(tiny: TinyTask) -> None:
 
     task = Task(Grouped())
     assert {g.producers for g in channel_groups(task.teacher, task.stages, task.images)} == {("tower.0",)}
+
+
+class Plain(nn.Module):
+    """Convolutions with batch norm, linear layers, and a tower with two group norms, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+        self.c, self.d = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.tower = nn.Sequential(
+            nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.ReLU(), nn.GroupNorm(6, 12), nn.Conv2d(12, 2, 1)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (
+            self.b(torch.relu(self.norm(self.a(x)))),
+            self.d(torch.relu(self.c(x.mean(dim=(2, 3))))),
+            self.tower(x),
+        )
+
+
+def test_batch_norms_linear_layers_and_several_group_norms() -> None:
+    task = Task(Plain())
+    task.teacher.norm.running_mean += torch.arange(8.0)
+    task.teacher.norm.running_var += torch.arange(8.0)
+    groups = {g.producers: g for g in channel_groups(task.teacher, task.stages, task.images)}
+    assert groups["a",] == ChannelGroup(("a",), ("norm",), ("b",), 8, 1)
+    assert groups["c",] == ChannelGroup(("c",), (), ("d",), 6, 1)
+    assert set(groups) == {("a",), ("c",), ("tower.0",)}
+    assert set(groups["tower.0",].norms) == {"tower.1", "tower.3"} and groups["tower.0",].unit == 6
+    found = assert_the_same(compressed(task, {"b": 0.25, "d": 0.5, "tower.4": 0.5}))
+    assert found.a.weight.shape == (6, 3, 3, 3) and found.b.in_channels == found.a.out_channels == 6
+    assert found.norm.num_features == 6 and found.norm.running_mean.shape == found.norm.running_var.shape == (6,)
+    assert found.c.weight.shape == (3, 3) and (found.c.out_features, found.d.in_features) == (3, 3)
+    assert (found.tower[1].num_groups, found.tower[3].num_groups, found.tower[4].in_channels) == (2, 3, 6)
+
+
+def test_deep_networks_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All groups together: what nobody reads does not grow from layer to layer until it is infinite."""
+    layers = [module for _ in range(40) for module in (nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())]
+
+    class Deep(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (super().forward(x),)
+
+    task = Task(Deep(nn.Conv2d(3, 6, 1), *layers, nn.Conv2d(6, 2, 1)))
+    for parameter in task.teacher.parameters():
+        parameter *= 0.5
+    asked: list[int] = []
+
+    def works(model: nn.Module, stages: Any, images: Tensor, groups: Sequence[ChannelGroup]) -> bool:
+        asked.append(len(groups))
+        return trial(model, stages, images, groups)
+
+    trial = channels._works
+    monkeypatch.setattr(channels, "_works", works)
+    found = channel_groups(task.teacher, task.stages, task.images)
+    assert len(found) == 41 and asked == [41]
+
+
+def test_channels_without_weights_are_disturbed_too() -> None:
+    """A weight of zeros would hide that a channel is put out."""
+    task = Task(Odd("put out first"))
+    task.teacher.a.weight[:] = 0.0
+    assert channel_groups(task.teacher, task.stages, task.images) == ()
+    values = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
+    assert channels._disturbed(values).tolist() == [[0.0, -4.0], [1.5, 1.5]]
+    assert channels._disturbed(values[0]).tolist() == [1.5, -2.5]
 
 
 def test_nothing_is_changed_by_looking() -> None:
@@ -319,19 +403,10 @@ def test_a_dense_network_stays(tiny: TinyTask) -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_the_detector_shrinks_exactly() -> None:
+def test_the_detector_shrinks_exactly(detector: Student) -> None:
     """Without rounded activations, whose ties an order of sums decides."""
-    model, _ = load_teacher(SHIPPED_TEACHER)
-
-    class Detector(Task):
-        def __init__(self) -> None:
-            self.teacher, self.images = model, torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-        def stages(self, model: Any) -> Any:
-            return fcos_stages(model)
-
-    task: Any = Detector()
-    student = Student(task, trace_layers(task), None, "channels")
+    task: Any = detector.task
+    student = detector.copy()
     student.apply(random_plan(student.infos, 3))
     found, images = small(student), {"images": task.images}
     with torch.no_grad():

@@ -17,6 +17,7 @@ import agents.explore
 import agents.tables
 import agents.teachers
 import detectors.task
+import hsq_env.compensation
 import hsq_env.make
 import restorers.teacher
 from agents.callbacks import EpisodeRecorder
@@ -32,8 +33,9 @@ from hsq_env.choices import Plan
 from hsq_env.distillation.spark import Spark
 from hsq_env.file import read_header, save_hsq
 from hsq_env.student import Student, evaluate, trace_layers
+from restorers.networks import DnCNN
 from restorers.task import RestorationTask
-from restorers.teacher import RestorerSpec
+from restorers.teacher import RESTORERS, RestorerSpec
 
 Captured = pytest.CaptureFixture[str]
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)
@@ -436,8 +438,10 @@ def test_a_package_that_cannot_be_imported(capsys: Captured, monkeypatch: pytest
 def test_a_restorer_from_search_to_evaluation(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An untrained DnCNN on noise: the same commands, PSNR in place of mAP."""
+    """An untrained, short DnCNN on noise: the same commands, PSNR in place of mAP."""
     monkeypatch.setattr(RestorationTask, "untreated_metric", lambda self, split: 0.0)  # no better than no network
+    monkeypatch.setitem(RESTORERS, "dncnn", lambda channels: DnCNN(channels, 6, 24))
+    monkeypatch.setattr(hsq_env.compensation, "IMAGES", 2)  # that rounding looks at, instead of 32
     spec = RestorerSpec("dncnn", 1, noise=25)
     teacher, photos, out = tmp_path / "teacher.safetensors", tmp_path / "photos", tmp_path / "run"
     teacher.write_bytes(restorers.teacher.teacher_bytes(spec.build_folded(), spec))

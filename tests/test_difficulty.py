@@ -84,3 +84,11 @@ def test_difficulty_stacks_the_signals_in_order() -> None:
     assert found.shape == (2, 4, 8, 8)
     for index, signal in enumerate((laplacian_variance(images, 8), pixel_variance(images, 8), error, pooled(gap, 8))):
         assert torch.equal(found[:, index], normalized(signal))
+
+
+def test_variances_beside_large_means_are_exact_enough() -> None:
+    """In float32, and with another mean in every image."""
+    values = draw(2, 16, 16)
+    shifted = (values + torch.tensor([3000.0, -3000.0])[:, None, None]).float()
+    expected = pooled_variance(values, 4)
+    np.testing.assert_allclose(pooled_variance(shifted, 4).numpy(), expected.numpy(), rtol=1e-2)

@@ -12,6 +12,7 @@ from hsq_env.distillation.akd import (
     AKD,
     Places,
     box_divergence,
+    categories_divergence,
     centerness_divergence,
     channel_divergence,
     logits_divergence,
@@ -19,6 +20,7 @@ from hsq_env.distillation.akd import (
     teacher_confidence,
 )
 from hsq_env.distillation.attention import AttentionAKD, spatial_attention
+from hsq_env.distillation.policy import spread_over, weights_of
 from hsq_env.finetuning import akd_loss
 
 
@@ -230,3 +232,92 @@ def test_attention_weighs_features_alone() -> None:
     assert plain["logits"] == attentive["logits"]
     expected = (channel_divergence(*pairs, 1.0) * spatial_attention(*pairs)).sum(dim=(1, 2)).mean()
     torch.testing.assert_close(attentive["features"], expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_categories_divergence_is_softmax_kl(temperature: float) -> None:
+    student, teacher = draw(90, 2, 5, 4), draw(91, 2, 5, 4)
+    log_p, log_q = (log_softmax(x.double().numpy() / temperature, axis=-1) for x in (teacher, student))
+    expected = temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+    np.testing.assert_allclose(categories_divergence(student, teacher, temperature).numpy(), expected, rtol=1e-4)
+
+
+def test_places_of_maps_that_are_not_square() -> None:
+    maps = [Distilled("p3", "features", torch.zeros(2, 3, 2, 3)), Distilled("p4", "features", torch.zeros(2, 3, 1, 2))]
+    places = Places([Distilled("logits", "logits", torch.zeros(2, 9, 1)), *maps])
+    assert (places.sizes, places.counts) == ([(2, 3), (1, 2)], [6, 2])
+    divergence = torch.arange(32.0).reshape(2, 16)  # two anchors
+    found = places.maps(divergence)
+    assert [m.shape for m in found] == [(2, 2, 3), (2, 1, 2)]
+    assert found[0][1].tolist() == [[33.0, 37.0, 41.0], [45.0, 49.0, 53.0]] and found[1][0].tolist() == [[25.0, 29.0]]
+    weights = weights_of(draw(92, 2, 4, 4))
+    spread = torch.cat([spread_over(weights, 2, 3).flatten(1), spread_over(weights, 1, 2).flatten(1)], dim=1)
+    expected = (divergence.reshape(2, 8, 2) * spread[:, :, None]).reshape(2, 16)
+    torch.testing.assert_close(places.weighted(divergence, weights), expected)
+
+
+def test_maps_have_places_of_their_own() -> None:
+    places, weights = Places([]), weights_of(draw(93, 2, 4, 4))
+    divergence = draw(94, 2, 6, 5).abs()
+    assert places.maps(divergence) == [divergence]
+    torch.testing.assert_close(places.weighted(divergence, weights), divergence * spread_over(weights, 6, 5))
+    nowhere = draw(95, 2, 7)
+    assert places.weighted(nowhere, weights) is nowhere and places.maps(nowhere) == []
+
+
+def test_gaps_are_weighted_maps() -> None:
+    student, teacher = detector_outputs(100), detector_outputs(110)
+    teacher, student = [*teacher[:1], *teacher[3:4]], [*student[:1], *student[3:4]]  # 6 locations, 16 places
+    (found,) = AKD(weights={"logits": 7.0, "features": 0.5}, feature_temperature=2.0).gaps(student, teacher)
+    expected = 0.5 * channel_divergence(student[1].tensor, teacher[1].tensor, 2.0)
+    assert torch.equal(found, expected)
+    both = [Distilled("l", "logits", draw(96, 2, 16, 3)), *teacher[1:]], [Distilled("l", "logits", draw(97, 2, 16, 3))]
+    found, _ = AKD(weights={"logits": 7.0, "features": 0.5}, temperature=3.0).gaps([*both[1], *student[1:]], both[0])
+    torch.testing.assert_close(found.flatten(1), 7 * logits_divergence(both[1][0].tensor, both[0][0].tensor, 3.0))
+
+
+def test_an_unknown_kind_of_output_is_an_error() -> None:
+    odd = [Distilled("x", "sound", torch.zeros(1, 2, 3))]
+    with pytest.raises(KeyError, match="sound"):
+        AKD().terms(odd, odd)
+
+
+def test_weights_of_places_are_put_between_divergence_and_sum() -> None:
+    """Two maps of 4x4 and 2x2, and logits at all of their 20 places."""
+    student, teacher = (
+        [
+            Distilled("l", "logits", draw(seed, 2, 20, 3)),
+            Distilled("p3", "features", draw(seed + 1, 2, 4, 4, 4)),
+            Distilled("p4", "features", draw(seed + 2, 2, 4, 2, 2)),
+        ]
+        for seed in (120, 130)
+    )
+    weights = weights_of(draw(140, 2, 8, 8))
+    spread = [spread_over(weights, side, side) for side in (4, 2)]
+    found = AKD(temperature=2.0).terms(student, teacher, weights)
+    everywhere = torch.cat([s.flatten(1) for s in spread], dim=1)
+    logits = (logits_divergence(student[0].tensor, teacher[0].tensor, 2.0) * everywhere).sum()
+    torch.testing.assert_close(found["logits"], logits / teacher[0].tensor.sigmoid().amax(dim=-1).sum())
+    maps = [
+        (channel_divergence(s.tensor, t.tensor, 1.0) * own).sum(dim=(1, 2)).mean()
+        for s, t, own in zip(student[1:], teacher[1:], spread, strict=True)
+    ]
+    torch.testing.assert_close(found["features"], (maps[0] + maps[1]) / 2)
+    criterion = AKD(weights={"logits": 2.0, "features": 0.25}, temperature=2.0)
+    torch.testing.assert_close(
+        criterion.loss(student, teacher, weights), 2.0 * found["logits"] + 0.25 * found["features"]
+    )
+
+
+def test_images_count_alike_whatever_else_is_put_out() -> None:
+    """Four locations with a confidence do not weigh the four rows of two images."""
+    student, teacher = (
+        [
+            Distilled("l", "logits", draw(seed, 1, 4, 3)),
+            Distilled("one", "pixels", draw(seed + 1, 1, 2, 4, 4)),
+            Distilled("other", "pixels", draw(seed + 2, 1, 2, 4, 4)),
+        ]
+        for seed in (150, 160)
+    )
+    squares = [(s.tensor - t.tensor).square().mean() for s, t in zip(student[1:], teacher[1:], strict=True)]
+    torch.testing.assert_close(AKD().terms(student, teacher)["pixels"], (squares[0] + squares[1]) / 2)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_cli import on_tiny  # noqa: F401 - a fixture
 from tiny_task import TinyTask
 
 from agents.baselines.plans import integer_program_choices, random_choices
@@ -73,7 +74,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
         LatencyTable.read(tmp_path / "latency.json")
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "NaN", "Infinity", "1e300"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "NaN", "Infinity", "1e300", "1e6"])
 def test_impossible_times_are_refused(tmp_path: Path, seconds: str) -> None:
     (tmp_path / "latency.json").write_text(f'{{"layers": [{{"name": "a", "seconds": {{"8": {seconds}}}}}]}}')
     with pytest.raises(InputError, match="times that cannot be"):
@@ -90,6 +91,17 @@ def test_a_table_of_another_network_is_refused(tiny: TinyTask, table: LatencyTab
         HSQEnv(tiny, latency_table=LatencyTable("t", table.seconds, {"head.0": (16, 8, 1, 1)}))
 
 
+def test_a_file_is_read_whole(tmp_path: Path, infos: tuple[LayerInfo, ...]) -> None:
+    path = tmp_path / "latency.json"
+    layers = [{"name": "stem", "seconds": {"8": 999999.5}, "shape": [16, 1, 3, 3]}, {"name": "x", "seconds": {}}]
+    path.write_text(json.dumps({"machine": "this", "layers": layers}))
+    read = LatencyTable.read(path)
+    assert read.source == str(path) and read.shapes == {"stem": (16, 1, 3, 3)}
+    assert read.seconds == {"stem": {"8": 999999.5}, "x": {}}
+    assert read.record == read.to_json() == {"machine": "this", "layers": layers}
+    assert read.nanoseconds(infos[:1], [Choice(8)], "", frozenset()).tolist() == [[999999500000000]]
+
+
 def test_the_budget_names_the_fastest_plan() -> None:
     costs = np.array([[1_000_000, 2_000_000], [3_000_001, 5_000_000]])
     with pytest.raises(InputError, match=r"3\.9 ms cannot be reached: the table's fastest plan takes 4\.01 ms"):
@@ -100,6 +112,31 @@ def test_the_budget_names_the_fastest_plan() -> None:
     budget = latency_budget(costs, 20_000_000, 6.0)
     assert budget.mask(0, 0).tolist() == [True, True] and budget.share == pytest.approx(0.3)
     assert budget.mask(1, 1_000_000).tolist() == [True, True] and budget.mask(1, 2_000_000).tolist() == [True, False]
+
+
+def test_the_fastest_plan_itself_is_reached() -> None:
+    costs = np.array([[1_000_000, 2_000_000], [3_000_000, 5_000_000]])
+    budget = latency_budget(costs, 20_000_000, 4.0)
+    assert budget.mask(0, 0).tolist() == [True, False] and budget.largest_ratio == 5.0
+    with pytest.raises(InputError, match=r"3\.75 ms cannot be reached: the table's fastest plan takes 4\.00 ms"):
+        latency_budget(costs, 20_000_000, 3.75)
+    with pytest.raises(InputError, match=r"fastest plan takes 4000\.00 ms"):
+        latency_budget(1000 * costs, 20_000_000, 3.75)
+
+
+def test_a_plans_time_is_that_of_its_layers(table: LatencyTable, infos: tuple[LayerInfo, ...]) -> None:
+    choices = [Choice(2, 0.5), Choice(4), Choice(8, 0.75), Choice(8), Choice(4, 0.25), Choice(2), Choice(2)]
+    kept = [1 - c.sparsity * (info.name in SHARED) for info, c in zip(infos, choices, strict=True)]
+    expected = sum(1e-3 * c.bits * k * (n + 1) for n, (c, k) in enumerate(zip(choices, kept, strict=True)))
+    assert table.milliseconds(infos, choices, "channels", frozenset(SHARED)) == pytest.approx(expected, rel=1e-12)
+    assert table.milliseconds(infos, None, "channels", frozenset(SHARED)) == pytest.approx(0.896, rel=1e-12)
+
+
+def test_nothing_takes_no_time(infos: tuple[LayerInfo, ...]) -> None:
+    table = LatencyTable("t", {infos[0].name: {"8": 1e-12, "4": 1.6e-9, "32": 1e-12}})
+    found = table.nanoseconds(infos[:1], [Choice(8), Choice(4)], "", frozenset())
+    assert found.tolist() == [[1, 2]] and found.dtype == np.int64
+    assert table.float_nanoseconds(infos[:1]).tolist() == [1]
 
 
 def test_every_plan_meets_the_target(tiny: TinyTask, table: LatencyTable) -> None:
@@ -207,6 +244,7 @@ def test_beta_leaves_room_for_a_cost_that_nothing_bounds(
     assert result["beta"] == beta
 
 
+@pytest.mark.usefixtures("on_tiny")
 @pytest.mark.parametrize("ratio", ["6", "0"])
 def test_the_command_refuses_two_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: str) -> None:
     settings = ["--target-latency", "3", "--target-ratio", ratio, "--out", str(tmp_path / "run")]
@@ -215,6 +253,7 @@ def test_the_command_refuses_two_budgets(tmp_path: Path, capsys: pytest.CaptureF
     assert ended.value.code == 2 and "one budget" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("on_tiny")
 def test_a_ratio_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["search", "--target-ratio", "0", "--out", str(tmp_path / "run")])

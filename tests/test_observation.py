@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,61 @@ def test_static_features_by_hand(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -
     assert row == pytest.approx(expected, rel=1e-5)
 
 
+def test_names_with_repaired_sensitivities_and_with_alphas() -> None:
+    choices = choice_grid((2, 8), (0.0, 0.5))
+    label = ("2bit_0", "2bit_0.5", "8bit_0", "8bit_0.5")
+    plain = observation_names(choices)
+    assert plain == (*NAMES[:18], *(f"sensitivity_{x}" for x in label), *NAMES[30:40], *(f"allowed_{x}" for x in label))
+    assert observation_names(choices, actions=4) == plain
+    repaired = observation_names(choices, True, 12)
+    assert repaired[18:26] == tuple(f"{kind}_{x}" for kind in ("sensitivity", "repaired") for x in label)
+    assert repaired[26:36] == NAMES[30:40]
+    assert repaired[36:] == tuple(f"allowed_{x}_{i}" for x in label for i in range(3))
+
+
+def made(infos: tuple[LayerInfo, ...], shape: tuple[int, ...], **settings: Any) -> tuple[LayerInfo, torch.Tensor]:
+    """A layer whose weights are 1 and -1 in turn."""
+    weight = (torch.arange(int(np.prod(shape))) % 2 * 2.0 - 1).reshape(shape)
+    return replace(infos[1], shape=shape, **settings), weight
+
+
+def test_features_of_layers_of_any_shape(infos: tuple[LayerInfo, ...]) -> None:
+    flat = {"input_ranges": ((-9.0, -1.0), (0.0, 3.0)), "input_mean": 1.0, "input_std": 1.0}
+    layers = [
+        made(infos, (8, 3, 5, 7), groups=2, **flat),
+        made(infos, (4, 1, 3, 3), groups=1, input_ranges=((0.0, 7.0),), input_mean=1.0, input_std=0.5),
+        made(infos, (6, 1, 1, 3), groups=2, calls=4, stride=2, **flat),
+        made(infos, (5, 12), groups=1, **flat),
+    ]
+    rows = static_features([info for info, _ in layers], [w for _, w in layers], np.ones((4, 12)), np.ones((4, 12)))
+    assert rows.shape == (4, 18 + 24) and rows.dtype == np.float32
+    found = {name: rows[:, i].tolist() for i, name in enumerate(NAMES[:18])}
+    assert found["index"] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert found["out_channels"] == pytest.approx([np.log(n) / 12 for n in (8, 4, 6, 5)])
+    assert found["in_channels"] == pytest.approx([np.log(n) / 12 for n in (6, 1, 2, 12)])
+    assert found["kernel"] == pytest.approx([5 / 7, 3 / 7, 1 / 7, 1 / 7])
+    assert found["stride"] == [0.25, 0.25, 0.5, 0.25] and found["calls"] == [0.125, 0.125, 0.5, 0.125]
+    assert found["depthwise"] == [0.0, 0.0, 1.0, 0.0] and found["linear"] == [0.0, 0.0, 0.0, 1.0]
+    assert found["weight_peak"] == [1.0] * 4 and found["weight_small"] == [0.0] * 4
+    assert found["input_peak"] == pytest.approx([1.0, 3 / 12, 1.0, 1.0])
+    pair = static_features([info for info, _ in layers[:2]], [w for _, w in layers[:2]], np.ones((2, 12)))
+    assert pair[:, 0].tolist() == [0.0, 1.0]
+    alone = static_features([layers[0][0]], [layers[0][1]], np.ones((1, 12)))
+    assert alone[0, 0] == 0.0 and alone[0, 2] == alone[0, 3] == 1.0  # all weights and products are its own
+
+
+def test_layers_without_products_have_no_share(infos: tuple[LayerInfo, ...]) -> None:
+    info, weight = made(infos, (5, 12), macs=0)
+    assert static_features([info], [weight], np.ones((1, 12)))[0, 3] == 0.0
+
+
+def test_weights_and_inputs_that_are_zero_have_finite_features(infos: tuple[LayerInfo, ...]) -> None:
+    info, weight = made(infos, (4, 3, 3, 3), input_ranges=((0.0, 0.0),), input_mean=0.0, input_std=0.0)
+    row = dict(zip(NAMES[:18], static_features([info], [0 * weight], np.ones((1, 12)))[0].tolist(), strict=False))
+    assert [row[n] for n in ("weight_std", "weight_peak", "weight_small", "weight_channel_spread")] == [0, 1, 0, 0]
+    assert [row[n] for n in ("input_std", "input_peak")] == [0, 1]
+
+
 def test_kinds_of_layers(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
     rows = static(tiny, infos)
     linear, stride = NAMES.index("linear"), NAMES.index("stride")
@@ -119,6 +175,11 @@ def test_moving_part_by_hand(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> No
 def test_before_the_first_choice(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
     found = observation(static(tiny, infos), 0, replace(PROGRESS, last=None), np.ones(12, dtype=bool))
     assert found[36:38].tolist() == [1.0, 0.0]
+
+
+def test_progress_below_nothing_is_cut_off(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    found = observation(static(tiny, infos), 0, replace(PROGRESS, budget_slack=-0.1), np.ones(12, dtype=bool))
+    assert found[34] == 0.0
 
 
 def test_an_accuracy_above_two_is_cut_off(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +14,26 @@ from helpers import ROOT
 from tiny_task import TinyTask
 from torch import nn
 
+import agents.find
 import benchmarks.peers.given as given_module
 import benchmarks.peers.run as run_module
 import benchmarks.peers.summary as summary_module
 import benchmarks.table1 as table
+from agents.dyna import Dyna
 from benchmarks.peers.given import CLEAREST, Compressed, Given
 from benchmarks.peers.run import PEERS
 from benchmarks.record import append_line, read_lines
 from detectors.errors import InputError
+from detectors.shapes import write_shapes
 from detectors.stages import run_stages
 
 
 @pytest.fixture(scope="module")
-def given() -> Given:
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    """What others are given, from fewer images than there usually are."""
+    few = write_shapes(tmp_path_factory.mktemp("few") / "shapes", {"train": 32, "val": 16, "test": 16})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(given_module, "TEST_IMAGES", 400)  # the usual folder
+        patch.setattr(given_module, "shapes_folder", lambda counts: few)
         return Given(test_images=16)
 
 
@@ -240,6 +246,7 @@ def test_a_table_is_made_and_gone_on_with(
     monkeypatch.setattr(table.Runner, "_task", lambda self, dataset, seed: tiny)
     monkeypatch.setattr(table, "shapes_folder", lambda counts: tmp_path)
     monkeypatch.setattr(table, "check_exportable", lambda model, post_processing: None)
+    monkeypatch.setattr(agents.find, "Dyna", partial(Dyna, first=4, each=2, gradient_steps=3))  # little practice
     work = tmp_path / "work"
     (work / "embedded-tiny" / "seed1").mkdir(parents=True)
     (work / "embedded-tiny" / "seed1" / "teacher.safetensors").write_text("of a run that was interrupted")

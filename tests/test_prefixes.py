@@ -130,3 +130,72 @@ def test_any_use_keeps_to_the_limit_and_agrees_with_a_plain_list(limit: int) -> 
             assert table.bytes == len(prefixes) * NODE_BYTES + sum(heavy.values()) <= limit
             assert [tuple(n.decisions()) for n in table] == prefixes
             assert {tuple(n.decisions()): n.weights.nbytes for n in table if n.weights is not None} == heavy
+
+
+def grown() -> PrefixTable:
+    """Four places, one without an outcome, one with weights; the order of use is not that of coming."""
+    table = PrefixTable(10 * NODE_BYTES)
+    walk(table, ONE, TWO)
+    table.keep_weights(walk(table, ONE), Weights(77))
+    table.add(table.root, THREE, None)
+    walk(table, TWO)
+    walk(table, ONE, TWO)
+    return table
+
+
+def used(table: PrefixTable) -> list[tuple[Decision, ...]]:
+    """What the table holds, the least recently used first."""
+    return [tuple(node.decisions()) for node in table]
+
+
+def test_rows_say_what_stands_where_parents_first() -> None:
+    table = grown()
+    assert used(table) == [(THREE,), (TWO,), (ONE, TWO), (ONE,)]
+    assert table.rows() == [
+        (-1, ONE, Outcome(0.0, True, 0.25)),
+        (0, TWO, Outcome(1.0, True, 0.25)),
+        (-1, TWO, Outcome(0.0, True, 0.25)),
+        (-1, THREE, None),
+    ]
+
+
+def test_a_restored_table_goes_on_as_the_other_but_for_its_weights() -> None:
+    table, other = grown(), PrefixTable(10 * NODE_BYTES)
+    walk(other, THREE, THREE)
+    other.keep_weights(walk(other, TWO), Weights(5))
+    other.restore(table.rows(), table.lookups, table.hits)
+    assert used(other) == used(table) and reached(other) == set(used(table)) and len(other) == 4
+    assert other.rows() == table.rows() and other.bytes == 4 * NODE_BYTES
+    assert (other.lookups, other.hits) == (table.lookups, table.hits) == (6, 3)
+    assert all(node.weights is None for node in other)
+    assert [node.depth for node in other] == [1, 1, 2, 1]
+    found = other.find(other.root, ONE)
+    assert found is not None and found.parent is other.root and other.find(found, TWO) is not None
+    assert other.find(other.root, THREE) is None  # its outcome is not known here either
+    other.limit = 2 * NODE_BYTES
+    other.add(other.root, TWO, None)  # the least recently used go, as they would from the other
+    assert used(other) == [(ONE,), (TWO,)]
+
+
+def test_restoring_nothing_empties_a_table() -> None:
+    table = grown()
+    table.restore([])
+    assert (len(table), table.bytes, table.lookups, table.hits, reached(table)) == (0, 0, 0, 0, set())
+    table.limit = NODE_BYTES
+    assert table.find(table.root, ONE) is None and used(table) == []
+    walk(table, ONE)
+    table.keep_weights(walk(table, ONE), Weights(1))  # over the limit: the old weights are none that could go
+    assert used(table) == [(ONE,)] and table.bytes == NODE_BYTES
+
+
+def test_lookups_and_hits_are_counted() -> None:
+    table = PrefixTable(10**6)
+    assert (table.lookups, table.hits) == (0, 0)
+    table.find(table.root, ONE)
+    table.add(table.root, ONE, None)
+    table.find(table.root, ONE)
+    assert (table.lookups, table.hits) == (2, 0)
+    table.add(table.root, ONE, Outcome(0.5, True, 0.25))
+    table.find(table.root, ONE)
+    table.find(table.root, ONE)
+    assert (table.lookups, table.hits) == (4, 2)

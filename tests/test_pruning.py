@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hsq_env.pruning import follows_pattern, magnitude_mask
+from hsq_env.pruning import channel_mask, dropped_channels, follows_pattern, magnitude_mask
 
 SHAPES = [(16, 16, 3, 3), (5, 7), (3, 1, 3, 3), (1, 1, 1, 1), (16, 1, 3, 3)]
 
@@ -57,3 +57,31 @@ def test_other_layers_stay_unstructured() -> None:
     mask, plain = magnitude_mask(weight, 0.5, "n:m"), magnitude_mask(weight, 0.5)
     assert mask is not None and plain is not None and torch.equal(mask, plain)
     assert len(set(mask.flatten(1).sum(dim=1).tolist())) > 1  # channels differ: no pattern within them
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 8, 3, 3)], ids=str)
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
+def test_channels_go_in_the_order_given(shape: tuple[int, ...], sparsity: float) -> None:
+    order = (5, 0, 7, 1, 6, 2, 3, 4)
+    mask = channel_mask(draw(shape), sparsity, order)
+    assert mask is not None and mask.shape == shape and mask.dtype == torch.bool
+    dropped = set(order[: int(8 * sparsity)])
+    assert all(bool((mask[:, c] == (c not in dropped)).all()) for c in range(8))
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 8, 3, 3)], ids=str)
+def test_without_an_order_the_channels_with_the_smallest_weights_go(shape: tuple[int, ...]) -> None:
+    weight = draw(shape, seed=3)
+    mask = channel_mask(weight, 0.5, None)
+    energy = np.square(weight.numpy()).reshape(shape[0], 8, -1).sum(axis=(0, 2))
+    assert mask is not None
+    assert set(np.flatnonzero(~mask[0].reshape(8, -1)[:, 0].numpy())) == set(energy.argsort()[:4])
+    alike = channel_mask(torch.ones(shape), 0.5, None)
+    assert alike is not None and alike[0].reshape(8, -1)[:, 0].tolist() == [False] * 4 + [True] * 4
+
+
+def test_a_share_of_channels_is_rounded_down() -> None:
+    assert [dropped_channels((4, n, 3, 3), 0.75) for n in (1, 2, 3, 4, 5)] == [0, 1, 2, 3, 3]
+    assert channel_mask(draw((4, 1, 3, 3)), 0.75, (0,)) is None and channel_mask(draw((4, 3)), 0.25, None) is None
+    one = channel_mask(torch.tensor([[3.0, 1.0]]), 0.5, None)
+    assert one is not None and one.tolist() == [[True, False]]

@@ -238,3 +238,37 @@ def test_a_learned_range_rounds_as_the_scaled_one_and_its_factor_gets_a_gradient
     # values beyond the range are cut: a wider one puts out larger values, so that their squares grow with the factor
     assert factor.grad is not None and float(factor.grad) > 0
     assert given.scaled(0.75).zero_point == given.zero_point and given.scaled(0.0).scale > 0
+
+
+def test_the_gradient_of_a_learned_range_is_that_of_lsq() -> None:
+    """Equation 3 for a range that is not symmetric; section 2.1: times 1 / sqrt(N * Q)."""
+    given = activation_range(-1.0, 3.0, 4)
+    x, upstream = draw(20, (60,)) * np.float32(3), draw(21, (60,))
+    values, factor = torch.tensor(x, requires_grad=True), torch.tensor(0.75, requires_grad=True)
+    (given.learned(values, factor) * torch.from_numpy(upstream)).sum().backward()
+    assert values.grad is not None and factor.grad is not None
+    scale = 0.75 * given.scale
+    codes = np.rint(x / scale) + given.zero_point
+    inside = (codes >= 0) & (codes <= 15)
+    assert inside.any() and (codes < 0).any() and (codes > 15).any()
+    assert np.array_equal(values.grad.numpy(), np.where(inside, upstream, 0))
+    level = np.clip(codes, 0, 15) - given.zero_point
+    slope = np.where(inside, level - x / scale, level)
+    expected = (slope * upstream).sum() / np.sqrt(60 * 15) * given.scale
+    assert factor.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fitted_range_is_the_best_part_of_the_span(bits: int, seed: int) -> None:
+    sample = torch.from_numpy(draw(seed, (300,)) ** 3) - 0.5 * seed  # long tails on both sides
+    low, high = float(sample.min()), float(sample.max())
+    parts = [activation_range(low * f, high * f, bits) for f in torch.linspace(0.1, 1.0, 46).tolist()]
+    errors = [float((part(sample) - sample).square().mean()) for part in parts]
+    found = fitted_range(sample, bits)
+    assert low < 0 < high and found == parts[int(np.argmin(errors))] and found.bits == bits
+
+
+def test_a_single_channel_is_quantized() -> None:
+    levels, weight, scale = weight_levels(Choice(4)), torch.from_numpy(draw(22, (1, 9))), torch.tensor([0.25])
+    assert torch.equal(fake_quantize(weight, scale, levels), dequantize(quantize(weight, scale, levels), scale, levels))

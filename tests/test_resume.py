@@ -50,6 +50,17 @@ def search(tiny: TinyTask, out: Path, explorer: Explorer, **settings: Any) -> di
     return agents.search.search(tiny, out, explorer, **{**SETTINGS, **settings})
 
 
+PLAIN = Explorer("dqn", seed=3, episodes=6, surrogate=False)
+
+
+@pytest.fixture(scope="module")
+def through(tiny: TinyTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ``PLAIN`` that nothing interrupted. Not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "through"
+    search(tiny, run, PLAIN)
+    return run
+
+
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint every five steps or rollouts, whatever the clock says; little practice."""
@@ -219,12 +230,11 @@ def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any) 
 
 def settled(tiny: TinyTask, run: Path, killed: Any, **settings: Any) -> Explorer:
     """An interrupted search."""
-    explorer = Explorer("dqn", seed=3, episodes=6, surrogate=False)
     killed(22)
     with pytest.raises(KilledError):
-        search(tiny, run, explorer, **settings)
+        search(tiny, run, PLAIN, **settings)
     killed(None)
-    return explorer
+    return PLAIN
 
 
 def test_what_is_no_interrupted_search_is_refused(tiny: TinyTask, tmp_path: Path, killed: Any) -> None:
@@ -245,8 +255,9 @@ def test_what_is_no_interrupted_search_is_refused(tiny: TinyTask, tmp_path: Path
         search(tiny, run, explorer, resume=True)
 
 
-def test_a_torn_checkpoint_is_passed_over(tiny: TinyTask, tmp_path: Path, often: None, killed: Any) -> None:
-    search(tiny, tmp_path / "through", Explorer("dqn", seed=3, episodes=6, surrogate=False))
+def test_a_torn_checkpoint_is_passed_over(
+    tiny: TinyTask, through: Path, tmp_path: Path, often: None, killed: Any
+) -> None:
     harms: list[Callable[[bytes], bytes]] = [
         lambda data: data[:-40],
         lambda data: b"",
@@ -260,7 +271,7 @@ def test_a_torn_checkpoint_is_passed_over(tiny: TinyTask, tmp_path: Path, often:
         lines: list[str] = []
         search(tiny, run, explorer, resume=True, say=lines.append)
         assert f"{files[-1]} is damaged: going on from the checkpoint before it." in lines
-        assert_same_runs(tmp_path / "through", run)
+        assert_same_runs(through, run)
 
 
 def test_two_searches_do_not_share_a_folder(tiny: TinyTask, tmp_path: Path, killed: Any) -> None:
@@ -274,10 +285,8 @@ def test_two_searches_do_not_share_a_folder(tiny: TinyTask, tmp_path: Path, kill
 
 
 def test_a_full_disk_costs_a_checkpoint_and_no_more(
-    tiny: TinyTask, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch, killed: Any
+    tiny: TinyTask, through: Path, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch, killed: Any
 ) -> None:
-    explorer = Explorer("dqn", seed=3, episodes=6, surrogate=False)
-    search(tiny, tmp_path / "through", explorer)
     write, lines, calls = agents.checkpoint.write_atomically, [], [0]
 
     def full(path: Path, content: bytes) -> None:
@@ -289,32 +298,31 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(
     monkeypatch.setattr(agents.checkpoint, "write_atomically", full)
     killed(22)
     with pytest.raises(KilledError):
-        search(tiny, tmp_path / "run", explorer, say=lines.append)
+        search(tiny, tmp_path / "run", PLAIN, say=lines.append)
     kept = [path.name for path in sorted((tmp_path / "run" / "checkpoints").glob("*.checkpoint"))]
     assert kept == ["00000002.checkpoint"]  # the older one made room, in vain
     told = [line for line in lines if line.startswith("No checkpoint could be written to")]
     assert told and told[0].endswith("(No space left on device): the search goes on, 00000002.checkpoint stays.")
     monkeypatch.setattr(agents.checkpoint, "write_atomically", write)
     killed(None)
-    search(tiny, tmp_path / "run", explorer, resume=True)
-    assert_same_runs(tmp_path / "through", tmp_path / "run")
+    search(tiny, tmp_path / "run", PLAIN, resume=True)
+    assert_same_runs(through, tmp_path / "run")
 
 
-def test_clocks_may_jump(tiny: TinyTask, tmp_path: Path, killed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    search(tiny, tmp_path / "through", Explorer("dqn", seed=3, episodes=6, surrogate=False))
+def test_clocks_may_jump(
+    tiny: TinyTask, through: Path, tmp_path: Path, killed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 1e7 if int(now() * 50) % 2 else now() + 1e7)
     explorer = settled(tiny, tmp_path / "run", killed)
     search(tiny, tmp_path / "run", explorer, resume=True)
-    assert_same_runs(tmp_path / "through", tmp_path / "run")
+    assert_same_runs(through, tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_search_between_two_steps(
-    tiny: TinyTask, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyTask, through: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    explorer = Explorer("dqn", seed=3, episodes=6, surrogate=False)
-    search(tiny, tmp_path / "through", explorer)
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -324,12 +332,12 @@ def test_signals_end_a_search_between_two_steps(
 
     handlers = [signal.getsignal(some) for some in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt, match="Go on with: hsq search --resume"):
-        search(tiny, tmp_path / "run", explorer, say=say)
+        search(tiny, tmp_path / "run", PLAIN, say=say)
     assert [signal.getsignal(some) for some in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert "Stopping after the present step, with a checkpoint; once more to stop at once." in lines
-    result = search(tiny, tmp_path / "run", explorer, resume=True)
+    result = search(tiny, tmp_path / "run", PLAIN, resume=True)
     assert not (tmp_path / "run" / "interrupted.json").exists() and result["episodes"] == 6
-    assert_same_runs(tmp_path / "through", tmp_path / "run")
+    assert_same_runs(through, tmp_path / "run")
 
 
 def test_what_cannot_be_kept_is_said(tiny: TinyTask, tmp_path: Path) -> None:

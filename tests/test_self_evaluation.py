@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hsq_env.self_evaluation import (
     Responses,
@@ -89,11 +91,23 @@ def test_no_pair_on_a_fine_grid_is_better(seed: int) -> None:
     found = best_knobs(responses, 0.95, 9.0, penalty, LOW, HIGH, now, price)
     assert (found >= LOW).all() and (found <= HIGH).all()
 
-    def value(x: np.ndarray) -> float:
-        return mse(*responses.predict(x), 0.95, 9.0, penalty) + float(price @ (x - now) ** 2)
+    def value(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of pairs (..., 2)."""
+        accuracy = responses.accuracy + (x - responses.center) @ responses.accuracy_slopes
+        ratio = responses.ratio + (x - responses.center) @ responses.ratio_slopes
+        merit = (accuracy - 0.95) ** 2 + penalty * np.abs(ratio - 9.0)
+        return np.asarray(merit + ((x - now) ** 2) @ price)
 
-    grid = itertools.product(np.linspace(LOW[0], HIGH[0], 201), np.linspace(LOW[1], HIGH[1], 201))
-    assert value(found) <= min(value(np.array(x)) for x in grid) + 1e-12
+    grid = np.stack(np.meshgrid(np.linspace(LOW[0], HIGH[0], 201), np.linspace(LOW[1], HIGH[1], 201)), axis=-1)
+    assert value(found) <= value(grid).min() + 1e-12
+
+
+@pytest.mark.parametrize("now", [(-3.0, -9.0), (4.0, 9.0), (-3.0, 9.0)])
+def test_a_pair_outside_the_bounds_comes_back(now: tuple[float, float]) -> None:
+    """Where nothing else counts the nearest pair within them is best."""
+    nothing = Responses(np.zeros(2), 0.95, np.zeros(2), 9.0, np.zeros(2))
+    found = best_knobs(nothing, 0.95, 9.0, 0.01, LOW, HIGH, np.array(now), np.ones(2))
+    assert found == pytest.approx(np.clip(now, LOW, HIGH), abs=1e-12)
 
 
 # ---- the loop
@@ -161,7 +175,140 @@ def test_a_fall_that_beta_explains_does_not() -> None:
     assert not any(asked)
 
 
-@pytest.mark.parametrize("wrong", [{"alphas": (0.5, 0.5)}, {"betas": (0.0, 0.9)}, {"alphas": (-0.1, 1.0)}])
+# ---- its steps by hand
+
+
+def at(accuracy: float, ratio: float = 9.0, alpha: float = 0.4, beta: float = 0.6) -> Window:
+    return Window(alpha, beta, accuracy, ratio)
+
+
+RANGES = np.array([1.0, log_odds(0.995) - log_odds(0.05)])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "beta", "moved"),
+    [(12.0, 0.6, 1), (9.0, 0.6, -1), (5.0, 0.6, -1), (12.0, 0.99, -1), (5.0, 0.06, 1)],
+)
+def test_beta_is_moved_towards_the_ratio_and_within_its_bounds(ratio: float, beta: float, moved: int) -> None:
+    window = at(0.9, ratio, beta=beta)
+    found = SelfEvaluation(0.95, 9.0).observe(window)
+    assert found.alpha == 0.4 and not found.explore_again
+    assert log_odds(found.beta) == pytest.approx(log_odds(beta) + moved * 0.15 * RANGES[1])
+    assert found.mse == mse(0.9, ratio, 0.95, 9.0, 0.01) and "beta is unknown" in found.reason
+
+
+@pytest.mark.parametrize(("alpha", "then"), [(0.4, 0.55), (0.85, 1.0), (0.9, 0.75)])
+@pytest.mark.parametrize("ratio", [5.0, 12.0])
+def test_alpha_is_moved_up_where_there_is_room(alpha: float, then: float, ratio: float) -> None:
+    loop = SelfEvaluation(0.95, 9.0)
+    loop.observe(at(0.9, ratio, alpha, 0.6))
+    found = loop.observe(at(0.9, ratio, alpha, 0.9))
+    assert found.alpha == pytest.approx(then) and found.beta == pytest.approx(0.9) and "alpha is" in found.reason
+
+
+def test_a_knob_is_known_once_it_has_moved_by_half_a_probe() -> None:
+    def unknown(used: tuple[float, float], odds: tuple[float, float], **settings: Any) -> str:
+        loop = SelfEvaluation(0.95, 9.0, **settings)
+        for alpha, odd in zip(used, odds, strict=True):
+            found = loop.observe(at(0.9, 9.0, alpha, from_log_odds(odd)))
+        return found.reason.split(" is unknown")[0]
+
+    half = 0.075 * RANGES[1]
+    assert unknown((0.4, 0.48), (0.0, 0.97 * half)) == "the effect of beta"
+    assert unknown((0.4, 0.47), (0.0, 1.03 * half)) == "the effect of alpha"
+    assert unknown((0.4, 0.48), (0.0, 1.03 * half)).startswith("at accuracy")
+    assert unknown((0.4, 0.44), (0.0, 1.03 * half), alphas=(0.2, 0.7)).startswith("at accuracy")
+
+
+def test_a_solution_is_local_and_pays_for_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the loop asks of the fit and of the solution."""
+    asked: list[tuple[Any, ...]] = []
+    fitted: list[Any] = []
+
+    def solve(*arguments: Any) -> NDArray[np.float64]:
+        asked.append(arguments)
+        return best_knobs(*arguments)
+
+    def fit(windows: list[Window], ranges: NDArray[np.float64]) -> Responses:
+        fitted.append((len(windows), ranges.tolist()))
+        return fit_responses(windows, ranges)
+
+    monkeypatch.setattr("hsq_env.self_evaluation.best_knobs", solve)
+    monkeypatch.setattr("hsq_env.self_evaluation.fit_responses", fit)
+    loop = SelfEvaluation(0.95, 10.0, penalty=0.02, probe=0.1, alphas=(0.1, 0.6))
+    windows = [at(0.9, 9.0, 0.4, 0.6), at(0.91, 8.0, 0.4, 0.9), at(0.92, 8.0, 0.5, 0.9)]
+    for window in windows:
+        found = loop.observe(window)
+    ((responses, *targets, low, high, now, price),) = asked
+    ranges = np.array([0.5, RANGES[1]])
+    assert targets == [0.95, 10.0, 0.02]
+    assert now == pytest.approx([0.5, log_odds(0.9)])
+    assert low == pytest.approx(now - 0.2 * ranges) and high == pytest.approx([0.6, now[1] + 0.2 * RANGES[1]])
+    assert price == pytest.approx(0.02 * 0.02 / (0.1 * ranges) ** 2)
+    assert fitted == [(2, ranges.tolist()), (3, ranges.tolist())]
+    assert [found.alpha, log_odds(found.beta)] == pytest.approx(best_knobs(responses, *targets, low, high, now, price))
+    assert found.mse == mse(0.92, 8.0, 0.95, 10.0, 0.02)
+
+
+@pytest.mark.parametrize(("far", "ends"), [(-9.0, (0.1, 0.05)), (9.0, (0.6, 0.995))])
+def test_whatever_is_found_lies_within_the_bounds(
+    far: float, ends: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsq_env.self_evaluation.best_knobs", lambda *arguments: np.array([far, far]))
+    loop = SelfEvaluation(0.95, 10.0, alphas=(0.1, 0.6))
+    for window in (at(0.9, 9.0, 0.4, 0.6), at(0.91, 8.0, 0.4, 0.9), at(0.92, 8.0, 0.5, 0.9)):
+        found = loop.observe(window)
+    assert (found.alpha, found.beta) == pytest.approx(ends)
+
+
+def explores(accuracies: list[float], **settings: Any) -> list[int]:
+    """After which windows the loop asks for exploration, while the same pair stays in use."""
+    loop = SelfEvaluation(0.95, 9.0, **settings)
+    return [number for number, accuracy in enumerate(accuracies) if loop.observe(at(accuracy)).explore_again]
+
+
+def test_accuracy_has_to_fall_for_so_many_windows_in_a_row() -> None:
+    assert explores([0.9, 0.9, 0.8, 0.8, 0.8]) == [4]
+    assert explores([0.9, 0.9, 0.8, 0.8, 0.9, 0.8, 0.8]) == []
+    assert explores([0.9, 0.9, 0.8, 0.8, 0.9, 0.8, 0.8, 0.8]) == [7]
+    assert explores([0.9, 0.9, 0.8, 0.8], patience=2) == [3]
+    assert explores([0.9, 0.8, 0.8, 0.8]) == []  # one window is no expectation
+
+
+def test_small_falls_are_tolerated() -> None:
+    assert explores([0.9, 0.9, 0.885, 0.885, 0.885, 0.885]) == []
+    assert explores([0.9, 0.9, 0.885, 0.885, 0.885], tolerance=0.005) == [4]
+
+
+def test_only_recent_windows_say_what_accuracy_was() -> None:
+    assert explores([0.9, 0.8, 0.8, 0.79], patience=1) == [2]
+    assert explores([0.9, 0.8, 0.8, 0.77], patience=1, tolerance=0.05) == []  # the first is out of sight
+    assert explores([0.9, 0.8, 0.8, 0.74], patience=1, tolerance=0.05) == [3]
+    assert explores([0.8, 0.9, 0.89, 0.89, 0.87], patience=1, tolerance=0.025) == []
+
+
+def test_what_was_learned_before_a_fall_is_forgotten() -> None:
+    loop = SelfEvaluation(0.95, 9.0)
+    for accuracy in (0.9, 0.9, 0.8, 0.8):
+        assert not loop.observe(at(accuracy)).explore_again
+    found = loop.observe(at(0.81, 8.5))
+    assert found.explore_again and loop.windows == [at(0.81, 8.5)]
+    assert (found.alpha, found.beta, found.mse) == (0.4, 0.6, mse(0.81, 8.5, 0.95, 9.0, 0.01))
+    assert found.reason == "accuracy has stayed below what alpha and beta explain for 3 windows (0.8100): explore again"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alphas": (0.5, 0.5)},
+        {"alphas": (-0.1, 1.0)},
+        {"alphas": (0.5, 1.5)},
+        {"betas": (0.0, 0.9)},
+        {"betas": (0.5, 0.5)},
+        {"betas": (0.5, 1.0)},
+        {"betas": (0.5, 1.5)},
+    ],
+)
 def test_impossible_bounds_are_refused(wrong: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(ValueError, match="in order"):
         SelfEvaluation(0.95, 9.0, **wrong)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def walk(env: HSQEnv, actions: list[int]) -> list[Any]:
     ids=["plain", "spark", "small table"],
 )
 def test_an_equal_environment_goes_on_from_any_step(tiny: TinyTask, settings: dict[str, Any]) -> None:
-    actions = np.random.default_rng(0).integers(0, 12, 40).tolist()
+    actions = np.random.default_rng(0).integers(0, 12, 30).tolist()
     for at in (0, 3, 7, 17):
         env, other = env_of(tiny, **settings), env_of(tiny, **settings)
         env.reset(seed=5)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,22 @@ from agents.cli import main
 from agents.run_folder import digest_of
 from agents.validate import METHODS, ranked, read_record, standing, validate
 from detectors.errors import InputError
+from hsq_env import compensation
+from restorers.networks import DnCNN
 from restorers.task import RestorationTask
-from restorers.teacher import RestorerSpec, teacher_bytes
+from restorers.teacher import RESTORERS, RestorerSpec, teacher_bytes
 
 ALL_FILES = ["teacher.safetensors", "model.hsq", *(f"baselines/{name}.hsq" for name in METHODS)]
 FLAGS = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --episodes 0 --warm-start ilp"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """A DnCNN of six layers, whose rounding looks at two images: in searches and in what checks them alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RESTORERS, "dncnn", lambda channels: DnCNN(channels, 6, 24))
+        patch.setattr(compensation, "IMAGES", 2)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -57,13 +58,13 @@ _TASKS: dict[str, Sure] = {}
 
 
 def task_of(name: str, folder: Path) -> Sure:
-    """On eight images; made once per detector."""
+    """On few images; made once per detector."""
     if name not in _TASKS:
         spec = small_spec(name, CLASS_NAMES)
         splits: dict[str, CocoSplit] = load_folder(
             folder, spec.classes, spec.min_size, spec.max_size, None, spec.preparation
         )
-        few = {"search_images": 4, "pool_images": 2, "calibration_images": 1, "batch_size": 2}
+        few = {"search_images": 2, "pool_images": 2, "calibration_images": 1, "batch_size": 2}
         _TASKS.clear()  # one at a time in memory
         teacher = freeze(fold_batch_norm(random_detector(name, CLASS_NAMES)))
         _TASKS[name] = Sure(name, teacher, spec, splits, **few)  # type: ignore[arg-type]
@@ -171,12 +172,12 @@ def test_a_student_equals_its_teacher_until_it_is_compressed(name: str, shapes_f
 def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> None:
     """Depthwise convolutions, squeeze and excitation, linear layers: choices, fine-tuning and the file."""
     task = task_of(name, shapes_folder)
-    env = HSQEnv(task, finetune_steps=1)
+    infos = trace_layers(task)
+    env = HSQEnv(task, finetune_steps=1, sensitivities=np.zeros((len(infos), 12)))  # to measure them takes much longer
     env.reset(seed=0)
     for action in (8, 2, 6):
         _, reward, _, _, info = env.step(action)
         assert reward == pytest.approx(reward) and not info.get("diverged", False)
-    infos = trace_layers(task)
     student = Student(task, infos)
     for n in range(len(infos)):
         student.compress(n, Choice((2, 4, 8)[n % 3], 0.25 * (n % 4)))
@@ -194,7 +195,7 @@ def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICKEST else LONG) for n in NAMES])
 def test_two_episodes(name: str, shapes_folder: Path) -> None:
-    """A search by chance on eight images: every layer of every detector takes choices, and the size is kept."""
+    """A search by chance on few images: every layer of every detector takes choices, and the size is kept."""
     env = HSQEnv(task_of(name, shapes_folder), bits=(2, 8), sparsities=(0.0,), finetune_steps=1, target_ratio=6.0)
     env.action_space.seed(0)
     for episode in range(2):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -144,3 +144,9 @@ class TinyTask:
 
     def teacher_file(self) -> bytes:
         return save(self.teacher.state_dict())
+
+
+@cache
+def the_tiny_task() -> TinyTask:
+    """The one that tests share."""
+    return TinyTask()
