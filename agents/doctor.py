@@ -20,7 +20,8 @@ from detectors.cache import cache_folder
 
 DISTRIBUTION = "hsq-env"
 OK, NOTE, WRONG = "ok", "note", "wrong"
-MODULES = {
+# Others are named as their package is.
+MODULES = {"pillow": "PIL", "scikit-image": "skimage", "ray[tune]": "ray", "mlflow-skinny": "mlflow"}
     "pillow": "PIL",
     "scikit-image": "skimage",
     "ray[tune]": "ray",
