@@ -22,11 +22,6 @@ DISTRIBUTION = "hsq-env"
 OK, NOTE, WRONG = "ok", "note", "wrong"
 # Others are named as their package is.
 MODULES = {"pillow": "PIL", "scikit-image": "skimage", "ray[tune]": "ray", "mlflow-skinny": "mlflow"}
-    "pillow": "PIL",
-    "scikit-image": "skimage",
-    "ray[tune]": "ray",
-    "mlflow-skinny": "mlflow",
-}  # others are named as their package is
 USES = {  # of packages that only some commands need
     "optuna": "--algo tpe and nsga2, and hsq sweep",
     "tensorboard": "the learning curves of hsq search",
