@@ -1,10 +1,8 @@
 """The search pipeline: sensitivities, seeds, agent, long fine-tuning, choice on the search split, test figures."""
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,22 +17,17 @@ from agents.finalists import UNIFORM_BITS, KeptStudents, choose, measure
 from agents.find import Explorer
 from agents.keeper import Keeper, handling_signals, interrupt
 from agents.layer_figures import layer_figures
-from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder, read_settings
+from agents.search_record import compare, environment, happened, header_of, interrupted_text, latencies, settings_of
 from agents.tracking import Tracking, check_tracker, record_of
 from detectors.errors import InputError
 from detectors.progress import Work, say, work
 from hsq_env.accuracy import untreated_metric
-from hsq_env.channels import shared_inputs
-from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
-from hsq_env.latency_table import LatencyTable
 from hsq_env.outcomes import OutcomeFile
 from hsq_env.self_evaluation import SelfEvaluation
-from hsq_env.standing import identity
-from hsq_env.student import Student, evaluate
+from hsq_env.student import evaluate
 from hsq_env.task import Task
-from restorers.task import RestorationTask
 
 BETA_WITHOUT_TARGET = 0.95
 CHECKPOINT_MINUTES = 5.0
@@ -121,82 +114,45 @@ def search(
     )
     say(f"teacher: {env.compressor.judge.scale.teacher:.4f} on the search split, {env.teacher_bytes:,} bytes")
     folder = RunFolder(out, several=len(env.budgets) > 1, resumed=resume, trust=trust_checkpoints)
-    targets = list(env.budgets)
-    aims = {"target_ratio": targets if folder.several else targets[0], "finetune_steps": finetune_steps}
-    header: dict[str, Any] = {
-        "dataset": task.name,
+    asked = {
         "model": model,
-        "metric": task.metric_name,
-        "split": "test",
-        **({"patch": task.patch} if isinstance(task, RestorationTask) else {}),
-        "algo": explorer.algo,
-        "seed": explorer.seed,
-        **aims,
-        "reward": reward,
-        "beta": beta,
-        "workers": explorer.workers,
-        "warm_start": list(explorer.warm_start),
-        "return_to_best": explorer.returns,
-        "surrogate": explorer.surrogate and explorer.returns and bool(explorer.warm_start),
+        "finetune_steps": finetune_steps,
         "target_accuracy": target_accuracy,
         "target_latency": target_latency,
     }
-    if task_settings is not None:
-        header["rebuild"] = {
-            "task": task_settings,
-            "activation_bits": env.student.activation_bits,
-            "sparsity_pattern": env.student.pattern,
-            "bfloat16": env.compressor.repair.bfloat16,
-        }
+    header = header_of(env, explorer, asked, task_settings)
     record = folder.checkpoints / "episodes.jsonl"
     log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None, record=record)
     with folder.locked(), handling_signals(interrupt), work("search") as going, ExitStack() as stack:
-        settings = _settings(env, header, env_arguments)
+        settings = settings_of(env, header, env_arguments)
         before = read_settings(folder.path, trust_checkpoints) if resume else {}
         if resume:
-            _compare(before, settings, folder.path)
+            compare(before, settings, folder.path)
         teacher_bytes = folder.write_teacher(task.teacher_file())
         tracked = record_of(track, before.get("tracking", {}))
         if not resume:
             folder.write_settings({**settings, "arguments": arguments or {}, "tracking": tracked})
-        shown = {**settings["search"], "problem": settings["problem"], **_environment()}
+        shown = {**settings["search"], "problem": settings["problem"], **environment()}
         tracking = stack.enter_context(Tracking(folder, tracked, shown, resume, say))
         log.on_episode = _telling(going, log, partial(_tell, log, tracking, on_episode))
         env.share(OutcomeFile(folder.checkpoints / "outcomes.txt"))
-        agents: list[Any] = []  # there is one as soon as it begins
-        try:
+        with _interruptible(folder, log, header, started) as agents:
             checkpoints = Checkpoints(folder.checkpoints, trust_checkpoints)
             keeper = Keeper(checkpoints, checkpoint_minutes, env, log, say)
             _explore(env, explorer, folder, log, resume, keeper, agents.append, tracking)
-            if not log.episodes:
-                raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
             going.say(log.best_so_far())
-            found, methods, candidates = {target: log.best_plans(finalists, target) for target in targets}, {}, {}
-            for target in targets:
-                if not found[target]:
-                    raise InputError(f"No plan that reaches {target}x was finished: give more evaluations or episodes.")
+            found = _best_of(env, log, finalists, explorer.algo)
             with work("fine-tuning", sum(map(len, found.values())) + len(UNIFORM_BITS)) as tuning:
                 kept = KeptStudents(folder.checkpoints, checkpoint_minutes, tuning)
+                methods, candidates = {}, {}
                 for target, best in found.items():
                     winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say, kept)
                     methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
                 figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say, kept)
             on_test, untreated = evaluate(task, task.stages(task.teacher), "test"), untreated_metric(task, "test")
-        except KeyboardInterrupt:
-            for agent in agents:
-                if isinstance(agent, BaseAlgorithm):
-                    folder.write_policy(agent)
-            folder.write_json("interrupted.json", {**header, **_record(log, explorer.algo, started)})
-            raise KeyboardInterrupt(_interrupted_text(folder, log)) from None
-        except OSError:
-            say(f"{folder.path} holds what has been done: go on with hsq search --resume {folder.path}")
-            raise
-        key, latency = task.metric_name.lower(), {}
-        table = env.layer_costs.table
-        if table is not None:
-            folder.write_json("latency.json", table.to_json())
-            plans = {name: found[1].plan for name, found in methods.items()}
-            latency["latency"] = _latency(table, env.student, plans)
+        key = task.metric_name.lower()
+        if env.layer_costs.table is not None:
+            folder.write_json("latency.json", env.layer_costs.table.to_json())
         result = {
             **header,
             "teacher": {
@@ -206,16 +162,50 @@ def search(
                 f"untreated_{key}": untreated,
             },
             "methods": figures,
-            "candidates": candidates if folder.several else candidates[str(targets[0])],
-            **latency,
+            "candidates": candidates if folder.several else next(iter(candidates.values())),
+            **latencies(env, {name: winner.plan for name, (_, winner, _) in methods.items()}),
             "layers": layer_figures(env),
             "sha256": folder.digests(),
-            **_record(log, explorer.algo, started),
+            **happened(log, explorer.algo, started),
         }
         folder.write_json("result.json", result)
         tracking.result(result)
         folder.discard_checkpoints()
         return result
+
+
+@contextmanager
+def _interruptible(folder: RunFolder, log: SearchLog, header: dict[str, Any], started: float) -> Iterator[list[Any]]:
+    """Inside, an interruption leaves what there is by then, and says so.
+
+    :return: a list that takes the agent as soon as there is one
+    """
+    agents: list[Any] = []
+    try:
+        yield agents
+    except KeyboardInterrupt:
+        for agent in agents:
+            if isinstance(agent, BaseAlgorithm):
+                folder.write_policy(agent)
+        folder.write_json("interrupted.json", {**header, **happened(log, header["algo"], started)})
+        raise KeyboardInterrupt(interrupted_text(folder, log)) from None
+    except OSError:
+        log.say(f"{folder.path} holds what has been done: go on with hsq search --resume {folder.path}")
+        raise
+
+
+def _best_of(env: HSQEnv, log: SearchLog, finalists: int, algo: str) -> dict[float | None, list[Episode]]:
+    """The plans that are fine-tuned at length, by target.
+
+    :raises InputError: if there are none
+    """
+    if not log.episodes:
+        raise InputError(f"No plan was finished: give '{algo}' more evaluations, episodes or seconds.")
+    found = {target: log.best_plans(finalists, target) for target in env.budgets}
+    for target, best in found.items():
+        if not best:
+            raise InputError(f"No plan that reaches {target}x was finished: give more evaluations or episodes.")
+    return found
 
 
 def _telling(
@@ -228,31 +218,6 @@ def _telling(
         return on_episode(episode, score)
 
     return told
-
-
-def _settings(env: HSQEnv, header: dict[str, Any], env_arguments: dict[str, Any]) -> dict[str, Any]:
-    """What a search must have in common with the one that it resumes, as JSON has it."""
-    table = env.layer_costs.table
-    own = {name: repr(value) for name, value in env_arguments.items() if name != "latency_table"}
-    searched = {**{name: value for name, value in header.items() if name != "rebuild"}, **own}
-    searched["latency_table"] = None if table is None else hashlib.sha256(repr(table.to_json()).encode()).hexdigest()
-    found: dict[str, Any] = json.loads(
-        json.dumps({"problem": identity(env), "search": searched, "versions": versions()})
-    )
-    return found
-
-
-def _compare(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    """:raises InputError: if a resumed search is another than the one that was begun"""
-    if before["problem"] != now["problem"]:
-        raise InputError(
-            f"The search of {run} was begun with another teacher, other images or other settings of its steps: give "
-            "what it was begun with."
-        )
-    for name, value in now["search"].items():
-        was = before["search"].get(name)
-        if was != value:
-            raise InputError(f"The search of {run} was begun with {name} {was}, not {value}: give that.")
 
 
 def _explore(
@@ -313,41 +278,3 @@ def _evaluating_itself(
     if not isinstance(target_ratio, int | float):
         raise InputError("The self-evaluation needs one ratio to aim at: give one with --target-ratio.")
     return replace(explorer, self_evaluation=SelfEvaluation(target_accuracy, float(target_ratio)))
-
-
-def _latency(table: LatencyTable, student: Student, plans: dict[str, Plan]) -> dict[str, float]:
-    """Milliseconds of all layers by the table, of the teacher and of each plan found."""
-    choices = {"float32": None, **{name: plan.choices for name, plan in plans.items()}}
-    shared = shared_inputs(student.channel_groups)
-    return {name: table.milliseconds(student.infos, own, student.pattern, shared) for name, own in choices.items()}
-
-
-def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
-    """What happened, and what is needed to repeat it."""
-    return {
-        "episodes": sum(episode.source == algo for episode in log.episodes),
-        "seconds": round(time.monotonic() - started, 1),
-        "steps": log.steps,
-        "visited_steps": log.visited_steps,
-        "diagnostics": log.diagnostics(),
-        "environment": _environment(),
-        "history": [episode.to_json() for episode in log.episodes],
-    }
-
-
-def _environment() -> dict[str, Any]:
-    return {"command": command(), "versions": versions(), "machine": machine()}
-
-
-def _interrupted_text(folder: RunFolder, log: SearchLog) -> str:
-    if not log.episodes:
-        return (
-            f"Interrupted before the first plan was finished: {folder.path} holds no plan. Go on with: hsq search "
-            f"--resume {folder.path}"
-        )
-    target = log.episodes[-1].target_ratio
-    best = log.best_plans(1, target)
-    worth = f", {best[0].accuracy:.4f} of the teacher's accuracy on the search split" if best else ""
-    files = "plans so far (plan-*.json and model-*.hsq" if folder.several else "plan so far (plan.json and model.hsq"
-    text = f"Interrupted: {folder.path} holds the best {files}{worth}, without the long fine-tuning). "
-    return f"{text}Go on with: hsq search --resume {folder.path}"
