@@ -13,9 +13,9 @@ PEERS := .peers
 ISOLATED := nncf torchao brevitas mct aimet
 # On photographs: make peers PEER_DATA="--data bccd --dataset bccd/ --teacher bccd.safetensors"
 PEER_DATA :=
-PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples)
+PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples docs)
 
-.PHONY: setup search peers test test-long coverage mutants lint format clean
+.PHONY: setup search peers docs test test-long coverage mutants lint format clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ peers: setup
 	$(VENV)/bin/python -m benchmarks.peers.summary || failed="$$failed summary"; \
 	if [ -n "$$failed" ]; then echo "Not measured: $$failed" >&2; exit 1; fi
 
+docs: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not long"
 
@@ -67,5 +71,5 @@ format: setup
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage mutants
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage mutants
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,6 +19,7 @@ from agents.model_task import load_model
 from detectors.architecture import architecture_of
 from detectors.errors import InputError
 from detectors.export import check_exportable
+from detectors.progress import each
 from detectors.teacher import DetectorSpec
 from hsq_env.layers import CompressedLayer
 from hsq_env.onnx_file import onnx_bytes
@@ -92,7 +93,7 @@ def bench(file: Path, size: tuple[int, int] | None = None, threads: Sequence[int
     plain = onnx_bytes(_in_float32(model, spec), stages, images)
     small = integer_form(onnx_bytes(model, stages, images, widen=True), [images.numpy()])
     speeds = []
-    for count in threads:
+    for count in each(threads, "number of threads"):
         runs = [session(content, count, images.numpy()) for content in (plain, small)]
         speeds.append(Speed(count, *medians(runs, repeats)))
     return Bench(

@@ -11,6 +11,7 @@ from gymnasium.spaces import Discrete
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
+from detectors.progress import each
 from hsq_env.choices import Plan
 from hsq_env.observation import PROGRESS_NAMES
 
@@ -67,6 +68,7 @@ class EpisodeRecorder(BaseCallback):
     :param episodes: stop after so many; None for no limit
     :param deadline: stop at this ``time.monotonic()``; None for none
     :param on_progress: called with each step's info, for progress
+    :param on_end: called after the training
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class EpisodeRecorder(BaseCallback):
         episodes: int | None = None,
         deadline: float | None = None,
         on_progress: Callable[[dict[str, Any]], None] = lambda info: None,
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__()
+        self.on_end = on_end
         self.source, self.on_episode, self.on_progress = source, on_episode, on_progress
         self.episodes, self.deadline = episodes, deadline
         self.finished = 0
@@ -88,6 +92,9 @@ class EpisodeRecorder(BaseCallback):
     def _on_training_start(self) -> None:
         count = self.training_env.num_envs
         self._rewards, self._started, self._lengths = [0.0] * count, [time.monotonic()] * count, [0] * count
+
+    def _on_training_end(self) -> None:
+        self.on_end()
 
     def _on_step(self) -> bool:
         for worker, (info, reward) in enumerate(zip(self.locals["infos"], self.locals["rewards"], strict=True)):
@@ -137,6 +144,7 @@ class EpisodeRecorder(BaseCallback):
         self.logger.record("search/divergence", episode.divergence)
         self.logger.record("search/ratio", episode.ratio)
         self.logger.record("search/total_reward", episode.total_reward)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self.on_episode(episode, info)
 
@@ -162,7 +170,7 @@ class PretrainOnReplay(BaseCallback):
         model: Any = self.model
         if model.replay_buffer.size() == 0:
             return
-        for step in range(self.gradient_steps):
+        for step in each(range(self.gradient_steps), "learning from known plans, step"):
             model.train(gradient_steps=1, batch_size=model.batch_size)
             if isinstance(model, DQN):
                 self._margin_step(model)

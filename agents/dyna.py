@@ -14,6 +14,7 @@ from agents.baselines.planner import SurrogatePlanner
 from agents.explore import Transition
 from agents.surrogate import Guess, practice_env
 from agents.walk import Walk
+from detectors.progress import each
 from hsq_env.env import HSQEnv
 
 FIRST, EACH = 100, 8  # episodes of practice before the first real one, and after each
@@ -107,7 +108,7 @@ class Dyna(BaseCallback):
             return
         guess: Any = env.compressor
         assert isinstance(guess, Guess)
-        for _ in range(episodes):
+        for _ in each(range(episodes), "practice episode"):
             guess.believe(self.planner.model.weights(self._rng, 0.5))
             observation, _ = env.reset()
             ended = False

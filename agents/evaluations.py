@@ -12,9 +12,10 @@ IDLE_EPISODES = 100  # without anything new, after which a search counts as ende
 class EvaluationBudget(gym.Wrapper[Any, Any, Any, Any]):
     """Truncates the episode in which a number of student evaluations would be exceeded.
 
-    A step that the environment measures is one evaluation; a step that it finds in its table is none. Nothing is
-    computed any more once the budget is spent: further steps end at once with ``truncated`` and
-    ``info["evaluations_spent"]``. The same happens to an agent that has long only repeated what is known.
+    A step that the environment measures is one evaluation; a step that it finds in its table is none. Under a limit
+    ``info["measured"]`` is 1 or 0 accordingly. Nothing is computed any more once the budget is spent: further steps end
+    at once with ``truncated`` and ``info["evaluations_spent"]``. The same happens to an agent that has long only
+    repeated what is known.
 
     :param env: an ``HSQEnv`` or something around one
     :param limit: evaluations from now on; None for no limit
@@ -42,6 +43,8 @@ class EvaluationBudget(gym.Wrapper[Any, Any, Any, Any]):
         before = inner.evaluations
         self._observation, reward, terminated, truncated, info = self.env.step(action)
         measured = inner.evaluations - before
+        if self.limit is not None:
+            info["measured"] = measured
         self.spent += measured
         self._idle = 0 if measured else self._idle + 1
         return self._observation, reward, terminated, truncated, info

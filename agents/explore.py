@@ -13,11 +13,12 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from tqdm import tqdm
 
 from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
 from agents.keeper import Callbacks, Keeper, learn
 from agents.run_folder import RunFolder
+from agents.training_progress import TrainingProgress
+from detectors.progress import each
 from detectors.teacher import write_atomically
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
@@ -150,6 +151,16 @@ class SearchLog:
         self.episodes += taken
         return taken
 
+    def best_so_far(self) -> str:
+        """The best plan for the target of the last episode, in words; nothing where none has reached it yet."""
+        target = self.episodes[-1].target_ratio if self.episodes else None
+        best = self.best_plans(1, target)
+        if not best:
+            return ""
+        aim = f" for {target:g}x" if target is not None and len({e.target_ratio for e in self.episodes}) > 1 else ""
+        ratio, accuracy, reward = best[0].ratio, best[0].accuracy, best[0].total_reward
+        return f"best{aim} {ratio:.2f}x, accuracy {accuracy:.4f}, reward {reward:.3f}"
+
     def score(self, episode: Episode) -> float:
         """What plans are compared by, higher is better; as ``KeepBest`` has it."""
         if self.merit is not None:
@@ -193,7 +204,7 @@ def rollout(
     started, total = time.monotonic(), 0.0
     transitions: list[Transition] = []
     observation, info = env.reset(options=None if target is None else {"target_ratio": target})
-    for choice in tqdm(choices, source.replace("_", " "), disable=None, leave=False):
+    for choice in each(choices, f"plan of {source.replace('_', ' ')}, layer"):
         following, reward, terminated, truncated, info = env.step(inner.actions.encode(choice, inner.alpha))
         if truncated:
             return []  # an episode without an end would lead returns of several steps into the next one
@@ -211,27 +222,37 @@ def play(
     episodes: int | None = None,
     deadline: float | None = None,
     target: float | None = None,
+    evaluations: int | None = None,
 ) -> None:
     """Let anything that has ``predict`` act until its episodes, its seconds or the evaluations are used up.
 
     :param env: around an ``HSQEnv``
     :param deadline: a ``time.monotonic()``
     :param target: of the environment's several, the one to aim at; drawn per episode when None
+    :param evaluations: that the environment allows, for whoever is shown how far it is
     """
+    inner = env.unwrapped
+    assert isinstance(inner, HSQEnv)
     played = 0
-    while (episodes is None or played < episodes) and (deadline is None or time.monotonic() < deadline):
-        if isinstance(policy, SearchesPlans) and not policy.start_episode():
-            return
-        info = play_episode(policy, env, source, log, target)
-        if info is None:
-            return
-        played += "plan" in info
-        if isinstance(policy, SearchesPlans):
-            policy.end_episode(info)
+    with TrainingProgress(len(inner.layers), source, episodes, evaluations, deadline) as progress:
+        while (episodes is None or played < episodes) and (deadline is None or time.monotonic() < deadline):
+            if isinstance(policy, SearchesPlans) and not policy.start_episode():
+                return
+            info = play_episode(policy, env, source, log, target, progress)
+            if info is None:
+                return
+            played += "plan" in info
+            if isinstance(policy, SearchesPlans):
+                policy.end_episode(info)
 
 
 def play_episode(
-    policy: Policy, env: gym.Env[Any, Any], source: str, log: SearchLog, target: float | None = None
+    policy: Policy,
+    env: gym.Env[Any, Any],
+    source: str,
+    log: SearchLog,
+    target: float | None = None,
+    on_step: Callable[[dict[str, Any]], object] = lambda info: None,
 ) -> dict[str, Any] | None:
     """One episode; the info of its last step, or None if the evaluations ended before."""
     started, total, state, first = time.monotonic(), 0.0, None, True
@@ -241,6 +262,7 @@ def play_episode(
         following, reward, terminated, truncated, info = env.step(action)
         if truncated:
             return None
+        on_step(info)
         total, first = total + float(reward), False
         if isinstance(policy, LearnsFromSteps):
             policy.observe((observation, following, info["executed_action"], float(reward), terminated, info))
@@ -269,35 +291,6 @@ def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[Bas
     return [PretrainOnReplay()]
 
 
-class ProgressBar:
-    """Of the present episode, with the best divergence so far; shown on terminals only.
-
-    :param layers: steps of an episode
-    """
-
-    def __init__(self, layers: int, log: SearchLog) -> None:
-        self.layers, self.log = layers, log
-        self._bar: Any = None
-
-    def __call__(self, info: dict[str, Any]) -> None:
-        """A step."""
-        if self._bar is None:
-            self._bar = tqdm(total=self.layers, desc="episode", disable=None, leave=False)
-        if self._bar.n == self.layers:
-            self._bar.reset()
-        self._bar.update()
-        best = min((e.divergence for e in self.log.episodes), default=math.nan)
-        self._bar.set_postfix(accuracy=f"{info['accuracy']:.3f}", best=f"{best:.4f}")
-
-    def close(self) -> None:
-        """Take it away."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bar": None}
-
-
 def train_agent(
     agent: BaseAlgorithm,
     layers: int,
@@ -307,21 +300,21 @@ def train_agent(
     time_budget: float | None,
     callbacks: list[BaseCallback],
     keeper: Keeper | None = None,
+    evaluations: int | None = None,
 ) -> None:
-    """Let the agent learn until its episodes, its seconds or the evaluations are used up, with a progress bar.
+    """Let the agent learn until its episodes, its seconds or the evaluations are used up.
 
     :param layers: steps of an episode
     :param source: name of the agent in the log
     :param keeper: of checkpoints
+    :param evaluations: that its environments allow; None for no limit
     """
     if episodes == 0 or time_budget == 0:
         return
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    progress = ProgressBar(layers, log)
-    recorder = EpisodeRecorder(source, log.note, episodes, deadline, progress)
+    progress = TrainingProgress(layers, source, episodes, evaluations, deadline)
+    recorder = EpisodeRecorder(source, log.note, episodes, deadline, progress, progress.close)
     unlimited = episodes is None or any(getattr(c, "gives_up_episodes", False) for c in callbacks)
     rounds = math.ceil((UNLIMITED_EPISODES if unlimited else episodes or 0) / agent.n_envs)
-    try:
+    with progress:
         learn(agent, rounds * agent.n_envs * layers, Callbacks([*callbacks, recorder], keeper))
-    finally:
-        progress.close()

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from agents.bench import integer_convolutions
 from agents.model_task import model_task
 from detectors.errors import InputError
 from detectors.export import TraceableDetection, check_exportable
+from detectors.progress import each
 from detectors.task import DetectionTask
 from detectors.teacher import write_atomically
 from hsq_env.make import Made
@@ -120,7 +120,7 @@ def _metrics(task: Made, content: bytes, post_processing: bool, split: str) -> t
     batches: Sequence[Any] = task.evaluation(split)
     ours: list[Any] = []
     theirs: list[Any] = []
-    for batch in tqdm(batches, "measuring", disable=None, leave=False):
+    for batch in each(batches, f"measuring {split} images, batch"):
         state: dict[str, Any] = run(stages, {"images": batch.images})
         ours.append(task.predictions(state, batch))
         if post_processing:

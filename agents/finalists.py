@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from agents.baselines.plans import uniform_plan
 from agents.callbacks import Episode
 from agents.run_folder import RunFolder
+from detectors.progress import Work, work
 from hsq_env.choices import Plan
 from hsq_env.compensation import apply_plan
 from hsq_env.env import HSQEnv
@@ -31,10 +30,12 @@ class KeptStudents:
 
     :param folder: of checkpoints
     :param minutes: between two states of a training
+    :param going: work of which every student is one
     """
 
     folder: Path
     minutes: float
+    going: Work | None = None
 
     def finetuned(self, env: HSQEnv, plan: Plan, steps: int, label: str) -> Student:
         """``finetuned_student``, unless it is there already."""
@@ -43,10 +44,12 @@ class KeptStudents:
         student = fresh_student(env)
         if file.is_file():
             load_hsq(file, student.model)
-            return student
-        finetuned(student, plan, steps, label, env.compressor.repair.bfloat16, training)
-        save_hsq(student, file)
-        training.discard()
+        else:
+            finetuned(student, plan, steps, label, env.compressor.repair.bfloat16, training)
+            save_hsq(student, file)
+            training.discard()
+        if self.going is not None:
+            self.going.advance()
         return student
 
 
@@ -61,7 +64,7 @@ def finetuned_student(env: HSQEnv, plan: Plan, steps: int, label: str) -> Studen
     Where the fine-tuning diverges, the student is left as the plan alone makes it.
 
     :param steps: gradient steps; 0 for none
-    :param label: for the progress bar
+    :param label: for whoever is shown how far it is
     """
     return finetuned(fresh_student(env), plan, steps, label, env.compressor.repair.bfloat16)
 
@@ -75,8 +78,12 @@ def finetuned(
     :param kept: where an interrupted training stands
     """
     apply_plan(student, plan)
-    with tqdm(total=steps, desc=f"fine-tuning {label}", disable=None, leave=False) as bar:
-        if steps and not finetune_all(student, steps, on_step=lambda _: bar.update(), bfloat16=bfloat16, kept=kept):
+    if not steps:
+        return student
+    with work(f"{label}, step", steps) as going:
+        if not finetune_all(
+            student, steps, on_step=lambda step: going.advance(step - going.done), bfloat16=bfloat16, kept=kept
+        ):
             apply_plan(student, plan)
     return student
 
@@ -142,7 +149,7 @@ def measure(
         for suffix, count in (("", 0), ("_finetuned", steps)):
             name = f"uniform{bits}{suffix}"
             made = finetuned_student if kept is None or not count else kept.finetuned
-            add(name, made(env, uniform_plan(env, bits), count, name), f"baselines/{name}.hsq")
+            add(name, made(env, uniform_plan(env, bits), count, f"uniform {bits} bit"), f"baselines/{name}.hsq")
     for name, (target, episode, student) in found.items():
         folder.write_plan(student.plan(), target)  # together with its file, lest an interruption comes between
         add(name, student, folder.named("model.hsq", target))

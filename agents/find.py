@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import ALGORITHMS, action_space_of, make_agent, stores_executed
@@ -37,6 +37,7 @@ from agents.workers import workers as make_workers
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.self_evaluation import SelfEvaluation
+from hsq_env.standing import stand
 
 SEEDS = 1009  # between those of workers that begin at different times
 WARM_START = ("ilp_loads",)  # baselines whose plans seed the replay
@@ -113,7 +114,7 @@ class Explorer:
         self,
         env: HSQEnv,
         log: SearchLog,
-        logs: str | None = None,
+        logger: Callable[[], Logger] | None = None,
         on_agent: Callable[[Any], object] = lambda agent: None,
         keeper: Keeper | None = None,
         begun: Training | None = None,
@@ -121,7 +122,7 @@ class Explorer:
         """Search.
 
         :param log: takes every finished episode
-        :param logs: a folder for TensorBoard's files and progress.csv, of agents that write some
+        :param logger: makes what agents of Stable-Baselines3 log to; their own when None
         :param on_agent: called with the agent before it begins
         :param keeper: of checkpoints, which agents of Stable-Baselines3 have
         :param begun: a training to go on with
@@ -132,10 +133,10 @@ class Explorer:
             if self.algo in BASELINES:
                 return self._play_baseline(env, log)
             if ":" not in self.algo:
-                return self._train(env, log, logs, None, on_agent, keeper, begun)
+                return self._train(env, log, logger, None, on_agent, keeper, begun)
             made = _made_by(self.algo, env)
             if isinstance(made, BaseAlgorithm):
-                return self._train(env, log, logs, made, on_agent, keeper, begun)
+                return self._train(env, log, logger, made, on_agent, keeper, begun)
             on_agent(made)
             self._play(made, env, log, self.evaluations)
             return made
@@ -148,7 +149,7 @@ class Explorer:
     ) -> None:
         deadline = None if self.time_budget is None else time.monotonic() + self.time_budget
         budget = EvaluationBudget(KeepBest(env, self.merit), evaluations)
-        play(policy, budget, self.algo, log, self.episodes, deadline, target)
+        play(policy, budget, self.algo, log, self.episodes, deadline, target, evaluations)
 
     def _play_baseline(self, env: HSQEnv, log: SearchLog) -> PlanAgent:
         """A search of its own for every target, which share the evaluations."""
@@ -164,14 +165,14 @@ class Explorer:
         self,
         env: HSQEnv,
         log: SearchLog,
-        logs: str | None,
+        logger: Callable[[], Logger] | None,
         made: BaseAlgorithm | None,
         on_agent: Callable[[Any], object],
         keeper: Keeper | None,
         begun: Training | None,
     ) -> BaseAlgorithm:
         if begun is not None:
-            return self._go_on(env, log, logs, begun, on_agent)
+            return self._go_on(env, log, logger, begun, on_agent)
         seeds = self._rollouts(env, log)
         left = None if self.evaluations is None else max(0, self.evaluations - env.evaluations)
         with self._side_by_side(env, log, left) as trained_on:
@@ -179,21 +180,28 @@ class Explorer:
             if made is not None:
                 agent.set_env(trained_on)
             on_agent(agent)
-            if logs is not None:
-                agent.set_logger(configure(logs, ["tensorboard", "csv"]))
+            if logger is not None:
+                agent.set_logger(logger())
             callbacks = [*seed_replay(agent, seeds), *self._dyna(env, seeds), *self._callbacks(env, seeds, log)]
             if left != 0:
-                train_agent(agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks, keeper)
+                train_agent(
+                    agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks, keeper, left
+                )
             self._count(env, trained_on, log)
         return agent
 
     def _go_on(
-        self, env: HSQEnv, log: SearchLog, logs: str | None, begun: Training, on_agent: Callable[[Any], object]
+        self,
+        env: HSQEnv,
+        log: SearchLog,
+        logger: Callable[[], Logger] | None,
+        begun: Training,
+        on_agent: Callable[[Any], object],
     ) -> BaseAlgorithm:
         """Go on with a training: with one worker as if it had never stopped, with several from their next episodes."""
         callbacks = begun.callbacks
         agent = callbacks.model
-        env.stand(begun.standing)
+        stand(env, begun.standing)
         for steps in begun.spent:
             log.count(steps)
         spent = env.evaluations + log.steps - log.visited_steps
@@ -207,8 +215,8 @@ class Explorer:
                 if buffer is not None and buffer.size():
                     end_episodes(buffer, range(buffer.n_envs))
             on_agent(agent)
-            if logs is not None:
-                agent.set_logger(configure(logs, ["tensorboard", "csv"]))
+            if logger is not None:
+                agent.set_logger(logger())
             callbacks.resumed = begun
             learn(agent, begun.total, callbacks)
             self._count(env, agent.env, log)

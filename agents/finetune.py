@@ -1,19 +1,16 @@
 """Quantization-aware training on its own: a plan, a teacher, a way to distil; no search."""
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from agents.provenance import machine, versions
+from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder
+from agents.spark_file import load_spark
 from detectors.errors import InputError
-from detectors.teacher import write_atomically
+from detectors.progress import say, work
 from hsq_env.choices import BITS, Choice, Plan
 from hsq_env.compensation import ROUNDINGS, apply_plan, usual_rounding
 from hsq_env.distillation import AKD
@@ -84,7 +81,8 @@ def finetune(
     policy_every: int = EVERY,
     seed: int = 0,
     bfloat16: bool = False,
-    say: Callable[[str], None] = tqdm.write,
+    task_settings: dict[str, Any] | None = None,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Compress a teacher as a plan says, train it, measure it before and after, write it.
 
@@ -97,6 +95,7 @@ def finetune(
     :param policy: a spark.pt to go on from
     :param policy_every: steps between two lessons of SPARK's policy
     :param seed: of the policy; the batches follow the task's own
+    :param task_settings: for the record: arguments of ``hsq_env.make.make_task`` that make the task again
     :return: the content of result.json
     :raises InputError: if something is missing or does not fit, or the training falls apart; nothing is written then
     """
@@ -132,9 +131,10 @@ def finetune(
     }
     say(f"teacher: test {metric} {figures['teacher']:.4f}; as quantized: {figures['ptq']:.4f}")
     trained = time.monotonic()
-    with tqdm(total=steps, desc=f"{distillation}, {steps} steps", disable=None, leave=False) as bar:
+    with work(f"{distillation}, step", steps) as going:
+        going.say(f"{metric} {figures['ptq']:.4f} as quantized, {figures['teacher']:.4f} of the teacher")
         if steps and not finetune_all(
-            student, steps, way.criterion, alpha, on_step=lambda _: bar.update(), bfloat16=bfloat16, spark=spark
+            student, steps, way.criterion, alpha, on_step=lambda _: going.advance(), bfloat16=bfloat16, spark=spark
         ):
             raise InputError(f"The training fell apart (a loss that is no number): nothing was written to {out}.")
     seconds = time.monotonic() - trained
@@ -144,7 +144,7 @@ def finetune(
     folder.write_plan(chosen)
     folder.write_model(content)
     if spark is not None:
-        write_atomically(folder.path / "spark.pt", _saved(spark))
+        folder.write_spark(spark)
     result = {
         "dataset": task.name,
         "model": task.describe(),
@@ -164,25 +164,15 @@ def finetune(
         "policy_updates": spark.reinforce.updates if spark is not None else 0,
         "training_seconds": round(seconds, 1),
         "seconds": round(time.monotonic() - started, 1),
-        "environment": {"versions": versions(), "machine": machine()},
+        **({} if task_settings is None else {"rebuild": {"task": task_settings}}),
+        "environment": {"command": command(), "versions": versions(), "machine": machine()},
     }
     folder.write_json("result.json", result)
     say(f"{plan}, {distillation}: test {metric} {figures['finetuned']:.4f} at {result['ratio']:.2f}x, written to {out}")
     return result
 
 
-def _saved(spark: Spark) -> bytes:
-    content = io.BytesIO()
-    torch.save(spark.state_dict(), content)
-    return content.getvalue()
-
-
 def _restore(spark: Spark | None, path: Path) -> None:
     if spark is None:
         raise InputError(f"The policy {path} has nothing to weigh: give --distillation spark with it.")
-    try:
-        spark.load_state_dict(torch.load(path, weights_only=True))
-    except Exception as error:  # whatever a foreign file makes torch say
-        raise InputError(
-            f"{path} is not a SPARK policy ({type(error).__name__}): give the spark.pt of a run."
-        ) from error
+    load_spark(spark, path)

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents.callbacks import EpisodeRecorder
 from agents.checkpoint import Checkpoints, freeze, random_states, set_random_states, thaw
 from hsq_env.env import HSQEnv
-from hsq_env.env_state import Standing
+from hsq_env.standing import Standing, standing_of
 
 LOG_FIELDS = ("episodes", "best_score", "steps", "visited_steps", "notes", "ended", "told")
 
@@ -125,7 +125,7 @@ class Keeper:
         alone = agent.env is None or isinstance(agent.env.unwrapped, DummyVecEnv)
         spent = [] if alone or agent.env is None else agent.env.get_attr("steps_taken")
         noise = dict(vars(agent.action_noise)) if agent.action_noise is not None else {}
-        return Training(callbacks, agent._total_timesteps, self.env.standing(), noise, random_states(), spent)
+        return Training(callbacks, agent._total_timesteps, standing_of(self.env), noise, random_states(), spent)
 
     @contextmanager
     def deferring_signals(self) -> Iterator[None]:

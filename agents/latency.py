@@ -17,6 +17,7 @@ from torchvision.models.detection import FasterRCNN
 from agents.bench import SMALLEST_SIDE, Session, medians, session, size_of
 from detectors.architecture import architecture_of
 from detectors.errors import InputError
+from detectors.progress import each
 from detectors.stages import run_stages
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, load_teacher
 from hsq_env.choices import BITS, SPARSITIES, Choice, choice_grid
@@ -52,7 +53,6 @@ def latency(
     threads: int = 1,
     repeats: int = 10,
     sparsity_pattern: str = "unstructured",
-    on_layer: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Any]:
     """The table of a teacher's layers, each alone: what stands beside it in a network may make it faster or slower.
 
@@ -63,7 +63,6 @@ def latency(
     :param repeats: of which the median counts, all widths of a layer in turn
     :param sparsity_pattern: "channels" times layers without 25, 50 and 75 % of their input channels too; single zeros
         make nothing faster
-    :param on_layer: is told the name of each before it is timed
     :return: ``{"teacher", "image", "threads", "repeats", "layers": [...], "seconds": {column: of all layers}}``
     :raises InputError: if the file cannot be used, or for a number that cannot be
     """
@@ -79,8 +78,8 @@ def latency(
     channels = 3 if isinstance(spec, DetectorSpec) else spec.channels
     columns = columns_of(sparsity_pattern)
     layers = []
-    for name, (module, shapes) in calls_of(model, torch.zeros(1, channels, height, width)).items():
-        on_layer(name)
+    calls = calls_of(model, torch.zeros(1, channels, height, width))
+    for name, (module, shapes) in each(calls.items(), "timing layer"):
         layers.append(
             LayerLatency(
                 name, tuple(module.weight.shape), tuple(shapes), _seconds(module, shapes, columns, threads, repeats)

@@ -42,6 +42,20 @@ class Verdict:
         """Whether the target is met."""
         return self.accuracy >= self.target
 
+    def to_json(self, dataset: str) -> dict[str, Any]:
+        """For a machine."""
+        return {
+            "dataset": dataset,
+            "metric": self.metric,
+            "model": self.model,
+            "teacher": self.scale.teacher,
+            "untreated": self.scale.untreated,
+            "accuracy": self.accuracy,
+            "target": self.target,
+            "claimed": self.claimed,
+            "meets": self.meets,
+        }
+
     def sentence(self, dataset: str) -> str:
         """For a person."""
         end = "the target is met." if self.meets else "the target is missed: search again with --retrain --out FOLDER."

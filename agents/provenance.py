@@ -1,6 +1,8 @@
 """What a result needs beside its figures so that it can be repeated: versions and machine."""
 
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,11 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "pycocotools", "numpy")
+
+
+def command() -> str:
+    """The present one, as a shell takes it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

@@ -17,9 +17,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.checkpoint import user_key
 from agents.replay import replay_bytes, replay_of
+from agents.spark_file import spark_bytes
 from detectors.errors import InputError
 from detectors.teacher import write_atomically
 from hsq_env.choices import Plan
+from hsq_env.distillation.spark import Spark
 from hsq_env.file import save_hsq
 from hsq_env.student import Student
 
@@ -174,6 +176,10 @@ class RunFolder:
         buffer = replay_of(agent)
         if buffer is not None:
             write_atomically(self.path / "replay.npz", replay_bytes(buffer))
+
+    def write_spark(self, spark: Spark) -> None:
+        """Write ``spark.pt``, the policy that weighed places while students were trained."""
+        write_atomically(self.path / "spark.pt", spark_bytes(spark))
 
     def write_teacher(self, content: bytes) -> int:
         """Write ``teacher.safetensors``; its size on disk in bytes."""

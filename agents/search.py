@@ -2,25 +2,28 @@
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from tqdm import tqdm
 
 from agents.callbacks import Episode
 from agents.checkpoint import Checkpoints
 from agents.explore import SearchLog
-from agents.finalists import KeptStudents, choose, measure
+from agents.finalists import UNIFORM_BITS, KeptStudents, choose, measure
 from agents.find import Explorer
 from agents.keeper import Keeper, handling_signals, interrupt
-from agents.provenance import machine, versions
+from agents.layer_figures import layer_figures
+from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder, check_new_folder, read_settings
+from agents.tracking import Tracking, check_tracker, record_of
 from detectors.errors import InputError
+from detectors.progress import Work, say, work
 from hsq_env.accuracy import untreated_metric
 from hsq_env.channels import shared_inputs
 from hsq_env.choices import Plan
@@ -28,6 +31,7 @@ from hsq_env.env import HSQEnv
 from hsq_env.latency_table import LatencyTable
 from hsq_env.outcomes import OutcomeFile
 from hsq_env.self_evaluation import SelfEvaluation
+from hsq_env.standing import identity
 from hsq_env.student import Student, evaluate
 from hsq_env.task import Task
 from restorers.task import RestorationTask
@@ -53,9 +57,10 @@ def search(
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     resume: bool = False,
     trust_checkpoints: bool = False,
+    track: str = "tensorboard",
     arguments: dict[str, Any] | None = None,
     on_episode: Callable[[Episode, float], object] = lambda episode, score: None,
-    say: Callable[[str], None] = tqdm.write,
+    say: Callable[[str], None] = say,
     **env_arguments: Any,
 ) -> dict[str, Any]:
     """Search, fine-tune, choose, measure and write the run folder.
@@ -78,6 +83,7 @@ def search(
     :param checkpoint_minutes: between two checkpoints
     :param resume: go on with the interrupted search of ``out``, which must have had the same arguments
     :param trust_checkpoints: read checkpoints that another user or machine wrote, which can run code
+    :param track: where the search's numbers go besides, see ``agents.tracking.TRACKERS``; a resumed one's as before
     :param arguments: of the command, which a resumed search reads again
     :param on_episode: called with every finished episode and its score, higher is better
     :param say: prints a line
@@ -97,6 +103,7 @@ def search(
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
     explorer.check()
+    check_tracker(track)
     if target_accuracy is not None:
         explorer = _evaluating_itself(explorer, target_accuracy, target_ratio)
         target_ratio = None
@@ -143,31 +150,37 @@ def search(
         }
     record = folder.checkpoints / "episodes.jsonl"
     log = SearchLog(say, folder, merit=explorer.merit, bounded=target_latency is not None, record=record)
-    log.on_episode = on_episode
-    with folder.locked(), handling_signals(interrupt):
+    with folder.locked(), handling_signals(interrupt), work("search") as going, ExitStack() as stack:
         settings = _settings(env, header, env_arguments)
+        before = read_settings(folder.path, trust_checkpoints) if resume else {}
         if resume:
-            _compare(read_settings(folder.path, trust_checkpoints), settings, folder.path)
+            _compare(before, settings, folder.path)
         teacher_bytes = folder.write_teacher(task.teacher_file())
+        tracked = record_of(track, before.get("tracking", {}))
         if not resume:
-            folder.write_settings({**settings, "arguments": arguments or {}})
+            folder.write_settings({**settings, "arguments": arguments or {}, "tracking": tracked})
+        shown = {**settings["search"], "problem": settings["problem"], **_environment()}
+        tracking = stack.enter_context(Tracking(folder, tracked, shown, resume, say))
+        log.on_episode = _telling(going, log, partial(_tell, log, tracking, on_episode))
         env.share(OutcomeFile(folder.checkpoints / "outcomes.txt"))
-        kept = KeptStudents(folder.checkpoints, checkpoint_minutes)
         agents: list[Any] = []  # there is one as soon as it begins
         try:
             checkpoints = Checkpoints(folder.checkpoints, trust_checkpoints)
             keeper = Keeper(checkpoints, checkpoint_minutes, env, log, say)
-            _explore(env, explorer, folder, log, resume, keeper, agents.append)
+            _explore(env, explorer, folder, log, resume, keeper, agents.append, tracking)
             if not log.episodes:
                 raise InputError(f"No plan was finished: give '{explorer.algo}' more evaluations, episodes or seconds.")
-            methods, candidates = {}, {}
+            going.say(log.best_so_far())
+            found, methods, candidates = {target: log.best_plans(finalists, target) for target in targets}, {}, {}
             for target in targets:
-                best = log.best_plans(finalists, target)
-                if not best:
+                if not found[target]:
                     raise InputError(f"No plan that reaches {target}x was finished: give more evaluations or episodes.")
-                winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say, kept)
-                methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
-            figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say, kept)
+            with work("fine-tuning", sum(map(len, found.values())) + len(UNIFORM_BITS)) as tuning:
+                kept = KeptStudents(folder.checkpoints, checkpoint_minutes, tuning)
+                for target, best in found.items():
+                    winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say, kept)
+                    methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
+                figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say, kept)
             on_test, untreated = evaluate(task, task.stages(task.teacher), "test"), untreated_metric(task, "test")
         except KeyboardInterrupt:
             for agent in agents:
@@ -195,12 +208,26 @@ def search(
             "methods": figures,
             "candidates": candidates if folder.several else candidates[str(targets[0])],
             **latency,
+            "layers": layer_figures(env),
             "sha256": folder.digests(),
             **_record(log, explorer.algo, started),
         }
         folder.write_json("result.json", result)
+        tracking.result(result)
         folder.discard_checkpoints()
         return result
+
+
+def _telling(
+    going: Work, log: SearchLog, on_episode: Callable[[Episode, float], object]
+) -> Callable[[Episode, float], object]:
+    """``on_episode``, which also lets whoever watches the search know the best plan so far."""
+
+    def told(episode: Episode, score: float) -> object:
+        going.say(log.best_so_far())
+        return on_episode(episode, score)
+
+    return told
 
 
 def _settings(env: HSQEnv, header: dict[str, Any], env_arguments: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +237,7 @@ def _settings(env: HSQEnv, header: dict[str, Any], env_arguments: dict[str, Any]
     searched = {**{name: value for name, value in header.items() if name != "rebuild"}, **own}
     searched["latency_table"] = None if table is None else hashlib.sha256(repr(table.to_json()).encode()).hexdigest()
     found: dict[str, Any] = json.loads(
-        json.dumps({"problem": env.identity(), "search": searched, "versions": versions()})
+        json.dumps({"problem": identity(env), "search": searched, "versions": versions()})
     )
     return found
 
@@ -236,8 +263,14 @@ def _explore(
     resume: bool,
     keeper: Keeper,
     on_agent: Callable[[Any], object],
+    tracking: Tracking,
 ) -> None:
     """Look for plans, or go on with it."""
+
+    def begins(agent: Any) -> None:
+        on_agent(agent)
+        tracking.agent(agent)
+
     begun = keeper.load() if resume else None
     lost = log.recover([info.name for info in env.layers], anew=not explorer.apart)
     if begun is not None:
@@ -248,11 +281,20 @@ def _explore(
     if resume:
         episodes = len(log.episodes)
         log.say(f"going on after {episodes} episodes" if begun else "going on with what was measured, from the start")
-    agent = explorer.run(env, log, str(folder.new_logs()), on_agent, keeper, begun)
+    agent = explorer.run(env, log, tracking.logger, begins, keeper, begun)
     if isinstance(agent, BaseAlgorithm):
         folder.write_policy(agent)
+    if env.compressor.policy is not None and not explorer.apart:  # workers have one each
+        folder.write_spark(env.compressor.policy.spark)
     log.end()
     keeper.write(None)
+
+
+def _tell(
+    log: SearchLog, tracking: Tracking, on_episode: Callable[..., object], episode: Episode, score: float
+) -> None:
+    tracking.episode(len(log.episodes), episode)
+    on_episode(episode, score)
 
 
 def _unbounded(reward: str, target_ratio: Any, target_latency: float | None) -> bool:
@@ -288,13 +330,13 @@ def _record(log: SearchLog, algo: str, started: float) -> dict[str, Any]:
         "steps": log.steps,
         "visited_steps": log.visited_steps,
         "diagnostics": log.diagnostics(),
-        "environment": {
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "versions": versions(),
-            "machine": machine(),
-        },
+        "environment": _environment(),
         "history": [episode.to_json() for episode in log.episodes],
     }
+
+
+def _environment() -> dict[str, Any]:
+    return {"command": command(), "versions": versions(), "machine": machine()}
 
 
 def _interrupted_text(folder: RunFolder, log: SearchLog) -> str:

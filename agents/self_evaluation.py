@@ -69,6 +69,7 @@ class SelfEvaluationCallback(BaseCallback):
         record("self_evaluation/beta", adjustment.beta)
         record("self_evaluation/explore_again", int(adjustment.explore_again))
         record("self_evaluation/reason", adjustment.reason)
+        record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
     def _explore_again(self) -> None:

@@ -20,7 +20,9 @@ from ray.tune.search.optuna import OptunaSearch
 from agents.callbacks import Episode
 from agents.ray_workers import connect, disconnect
 from agents.run_folder import CHECKPOINTS, SETTINGS, write_json
+from agents.trial_progress import TrialProgress
 from detectors.errors import InputError
+from detectors.progress import work
 
 RECORD, STOPPED, ERROR = "sweep.json", "stopped", "error.txt"
 TUNE = ".tune"  # folder of what Ray notes meanwhile
@@ -38,7 +40,6 @@ class Sweep:
     :param trials: how many combinations are tried, drawn by Optuna without repetition; all when None
     :param address: see ``agents.ray_workers.connect``
     :param at_once: trials side by side
-    :param workers: processor cores of each
     :param gpus: share of a GPU of each
     :param stop_hopeless: end trials early that are behind others with the same target
     """
@@ -123,15 +124,20 @@ def _run_trials(sweep: Sweep, out: Path) -> None:
         OptunaSearch(space, metric="score", mode="max", sampler=sampler), max_concurrent=sweep.at_once
     )
     trial = tune.with_resources(_Trial(sweep.arguments, out), {"cpu": 1, "gpu": sweep.gpus})
-    results = tune.Tuner(
-        trial,
-        tune_config=tune.TuneConfig(
-            num_samples=count,
-            search_alg=algorithm,
-            scheduler=AmongEquals() if sweep.stop_hopeless else None,
-        ),
-        run_config=tune.RunConfig(verbose=0, storage_path=str(out / TUNE)),
-    ).fit()
+    with work("sweep, trial", count) as going:
+        results = tune.Tuner(
+            trial,
+            tune_config=tune.TuneConfig(
+                num_samples=count,
+                search_alg=algorithm,
+                scheduler=AmongEquals() if sweep.stop_hopeless else None,
+            ),
+            run_config=tune.RunConfig(
+                verbose=0,
+                storage_path=str(out / TUNE),
+                callbacks=[TrialProgress(going, sweep.arguments.get("episodes"), name_of)],
+            ),
+        ).fit()
     for result in (results[number] for number in range(len(results))):
         if result.error is not None and result.config is not None:
             folder = out / name_of(result.config)
@@ -166,11 +172,14 @@ class _Trial:
             return
         before = _episodes_of(folder)
         best, episodes = max(map(_worth, before), default=NOTHING), len(before)
+        figures: dict[str, float] = {}  # of the best plan
 
         def on_episode(episode: Episode, score: float) -> None:
             nonlocal best, episodes
+            if _worth(vars(episode)) > best:
+                figures.update(ratio=episode.ratio, accuracy=episode.accuracy)
             best, episodes = max(best, _worth(vars(episode))), episodes + 1
-            tune.report({"score": best, "episodes": episodes})
+            tune.report({"score": best, "episodes": episodes, **figures})
 
         if (folder / "result.json").is_file():
             tune.report({"score": best, "episodes": episodes})

@@ -10,6 +10,7 @@ from typing import Any
 from agents.finalists import UNIFORM_BITS, finetuned
 from agents.run_folder import digest_of
 from detectors.errors import InputError
+from detectors.progress import Work, work
 from detectors.task import SHAPES
 from hsq_env.channels import channel_groups, shared_inputs
 from hsq_env.choices import Choice, Plan
@@ -101,9 +102,10 @@ def validate(
     record = read_record(run)
     task = _task(run, record, dataset, splits)
     checks = []
-    for check in _checks(run, record, task, replay):
-        checks.append(check)
-        say(check.sentence())
+    with work(f"measuring {run.name} again, model", 1 + len(record["methods"])) as going:
+        for check in _checks(run, record, task, replay, going):
+            checks.append(check)
+            say(check.sentence())
     return checks
 
 
@@ -125,7 +127,7 @@ def _task(run: Path, record: dict[str, Any], dataset: str | None, splits: Sequen
         ) from error
 
 
-def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool) -> Iterator[Check]:
+def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool, going: Work) -> Iterator[Check]:
     metric, key = task.metric_name, task.metric_name.lower()
     if record["metric"] != metric:
         yield Check("metric", record["metric"], metric, False)
@@ -153,6 +155,7 @@ def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool) -> Iter
     yield Check("teacher.bytes", teacher["bytes"], size, teacher["bytes"] == size)
     yield _near(f"teacher.{key}", teacher[key], evaluate(task, task.stages(task.teacher), "test"), MEASURED[metric])
     for name, row in record["methods"].items():
+        going.advance()
         yield from _file_checks(name, row, run / _file_of(name), size, task)
         if name.startswith("hsq"):
             plan = run / _file_of(name).replace("model", "plan").replace(".hsq", ".json")

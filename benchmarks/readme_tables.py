@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/scaling.md from the JSON files in ``benchmarks/results``.
+"""Write the tables of README.md and of the pages in docs from the JSON files in ``benchmarks/results``.
 
 python -m benchmarks.readme_tables
 """
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agents.report import TITLES
+from agents.tables import TITLES
 from benchmarks.record import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
-PAGES = (README, README.parent / "docs" / "scaling.md")
+PAGES = (README, *sorted((README.parent / "docs").glob("*.md")))
 BLOCK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

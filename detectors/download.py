@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
 from detectors.errors import InputError
+from detectors.progress import each, work
 from detectors.subset import stratified
 from detectors.teacher import write_atomically
 
@@ -70,7 +69,6 @@ def fetch_coco(
     server: str = SERVER,
     archives: dict[str, Archive] | None = None,
     annotations: Archive = ANNOTATIONS,
-    progress: bool = True,
     images: int | None = None,
 ) -> Path:
     """Fetch COCO 2017's images and boxes; called again, it goes on where it stopped.
@@ -102,9 +100,9 @@ def fetch_coco(
         for archive in left:
             path = out / archive.name
             if not path.exists():
-                _fetch(f"{server}/{archive.path}", path, archive, progress)
+                _fetch(f"{server}/{archive.path}", path, archive)
             kept = None if images is None or archive is annotations else _part(out, archive, images)
-            _unpack(path, out, archive, progress, kept)
+            _unpack(path, out, archive, kept)
             _marker(out, archive).touch()
             path.unlink()
     except OSError as error:
@@ -136,7 +134,7 @@ def _check_room(out: Path, left: Sequence[Archive]) -> None:
         )
 
 
-def _fetch(url: str, path: Path, archive: Archive, progress: bool) -> None:
+def _fetch(url: str, path: Path, archive: Archive) -> None:
     """Fetch what is missing of a file, check all of it, and give it its name."""
     partial = _partial(path)
     have = partial.stat().st_size if partial.exists() else 0
@@ -144,42 +142,38 @@ def _fetch(url: str, path: Path, archive: Archive, progress: bool) -> None:
         partial.unlink()
         have = 0
     if have < archive.size:
-        _append(url, partial, have, archive, progress)
+        _append(url, partial, have, archive)
     if partial.stat().st_size < archive.size:
         raise InputError(f"{url} ended early, at {partial.stat().st_size:,} bytes: call the command again to go on.")
-    if _md5(partial, progress) != archive.md5:
+    if _md5(partial) != archive.md5:
         partial.unlink()
         raise InputError(f"{url} is not the file that it should be (its MD5 differs): call the command again.")
     partial.replace(path)
 
 
-def _append(url: str, partial: Path, have: int, archive: Archive, progress: bool) -> None:
+def _append(url: str, partial: Path, have: int, archive: Archive) -> None:
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urlopen(request, timeout=TIMEOUT) as answer:
             goes_on = answer.status == 206
             start = have if goes_on else 0  # a server that knows no ranges begins anew
-            bar = tqdm(
-                total=archive.size, initial=start, unit="B", unit_scale=True, desc=archive.name, disable=not progress
-            )
-            with bar, open(partial, "ab" if goes_on else "wb") as file:
+            fetching = work(f"fetching {archive.name}", archive.size, start, "B")
+            with fetching as going, open(partial, "ab" if goes_on else "wb") as file:
                 while chunk := answer.read(CHUNK):
                     file.write(chunk)
-                    bar.update(len(chunk))
+                    going.advance(len(chunk))
     except HTTPError as error:
         raise InputError(f"{url} cannot be fetched (HTTP {error.code}): check the address and call again.") from error
     except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
         raise InputError(f"{url} cannot be fetched ({error}): call the command again to go on.") from error
 
 
-def _md5(path: Path, progress: bool) -> str:
+def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    total = path.stat().st_size
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"checking {path.name}", disable=not progress)
-    with bar, open(path, "rb") as file:
+    with work(f"checking {path.name}", path.stat().st_size, unit="B") as going, open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            bar.update(len(chunk))
+            going.advance(len(chunk))
     return digest.hexdigest()
 
 
@@ -215,7 +209,7 @@ def _part(out: Path, archive: Archive, images: int) -> set[str]:
     return {f"{split}/{image['file_name']}" for image in data["images"]}
 
 
-def _unpack(path: Path, out: Path, archive: Archive, progress: bool, kept: set[str] | None = None) -> None:
+def _unpack(path: Path, out: Path, archive: Archive, kept: set[str] | None = None) -> None:
     """Write what is wanted of an archive; files that are there already in full stay.
 
     :param kept: names of the files to write; all that the archive's description wants when None
@@ -224,7 +218,7 @@ def _unpack(path: Path, out: Path, archive: Archive, progress: bool, kept: set[s
         with zipfile.ZipFile(path) as content:
             entries = [e for e in content.infolist() if not e.is_dir() and e.filename.startswith(archive.wanted)]
             entries = [e for e in entries if kept is None or e.filename in kept]
-            for entry in tqdm(entries, f"unpacking {path.name}", disable=not progress):
+            for entry in each(entries, f"unpacking {path.name}, file"):
                 _unpack_entry(content, entry, out)
     except (zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path} is damaged ({error}): remove it and call the command again.") from error

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from detectors.errors import InputError
+from detectors.progress import each
 
 SHAPES_VERSION = 1  # raised whenever the same seed would draw another picture
 IMAGE_SIZE = 128  # pixels, both sides
@@ -219,7 +219,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
     (folder / split).mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in tqdm(range(count), f"drawing {split} images", disable=None, leave=False):
+    for index in each(range(count), f"drawing {split} image"):
         pixels, labels, boxes = draw_image(seed, split, index)
         name = f"{index:06d}.png"
         Image.fromarray(pixels).save(folder / split / name, compress_level=1)

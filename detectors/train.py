@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from detectors.architecture import architecture_of
 from detectors.backbone import fold_batch_norm
@@ -18,6 +17,7 @@ from detectors.checkpoint import gradient_step, restore_checkpoint, save_checkpo
 from detectors.coco import Batch, CocoSplit, make_batch
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
+from detectors.progress import each, say, work
 from detectors.teacher import DetectorSpec, teacher_bytes, write_atomically
 
 CYCLE_DECAY = 0.5  # of the peak learning rate from cycle to cycle
@@ -68,7 +68,6 @@ def train_teacher(
     half: bool = False,
     seed: int = 0,
     evaluate_every: int = 1,  # epochs
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Train a detector from random weights and write its folded weights to ``out``.
 
@@ -108,30 +107,32 @@ def train_teacher(
         state = restore_checkpoint(
             checkpoint_path, model, optimizer, schedule, lambda saved: saved["schedule"]["total_steps"] == total
         )
-    for epoch in range(state["epoch"], per_cycle * cycles):
-        started = time.monotonic()
-        if epoch and epoch % per_cycle == 0:
-            schedule = cycle(epoch // per_cycle)
-        rng = np.random.default_rng([seed, epoch])
-        batches = _epoch(splits["train"], batch_size, rng, vertical_flip)
-        bar = tqdm(batches, f"epoch {epoch + 1}/{epochs}", total=steps, disable=not progress, leave=False)
-        loss = _train_epoch(model, bar, optimizer, schedule, device, bfloat16)
-        if (epoch + 1) % evaluate_every == 0 or epoch + 1 == per_cycle * cycles:
-            folded = _folded_copy(model).to(device)
-            score = evaluate_detector(folded, splits["search"])
-            if score > state["best"]["map"]:
-                state["best"] = {"map": score, "epoch": epoch + 1}
-                write_atomically(out, teacher_bytes(folded.cpu(), spec, torch.float16 if half else torch.float32))
-            tqdm.write(f"epoch {epoch + 1}/{epochs}: loss {loss:.3f}, search mAP {score:.4f}")
-        state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
-        save_checkpoint(checkpoint_path, model, optimizer, schedule, state)
+    with work("epoch", per_cycle * cycles, state["epoch"]) as training:
+        for epoch in range(state["epoch"], per_cycle * cycles):
+            started = time.monotonic()
+            if epoch and epoch % per_cycle == 0:
+                schedule = cycle(epoch // per_cycle)
+            rng = np.random.default_rng([seed, epoch])
+            batches = each(_epoch(splits["train"], batch_size, rng, vertical_flip), "batch", steps)
+            loss = _train_epoch(model, batches, optimizer, schedule, device, bfloat16)
+            if (epoch + 1) % evaluate_every == 0 or epoch + 1 == per_cycle * cycles:
+                folded = _folded_copy(model).to(device)
+                score = evaluate_detector(folded, splits["search"])
+                if score > state["best"]["map"]:
+                    state["best"] = {"map": score, "epoch": epoch + 1}
+                    write_atomically(out, teacher_bytes(folded.cpu(), spec, torch.float16 if half else torch.float32))
+                say(f"epoch {epoch + 1}/{epochs}: loss {loss:.3f}, search mAP {score:.4f}")
+            training.say(f"best mAP {state['best']['map']:.4f} at epoch {state['best']['epoch']}, loss {loss:.3f}")
+            training.advance()
+            state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
+            save_checkpoint(checkpoint_path, model, optimizer, schedule, state)
     checkpoint_path.unlink()
     return {**state["best"], "seconds": round(state["seconds"], 1)}
 
 
 def _train_epoch(
     model: nn.Module,
-    batches: "tqdm[Batch]",
+    batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
@@ -148,5 +149,4 @@ def _train_epoch(
         loss = torch.stack(list(losses.values())).sum()
         value = gradient_step(model, loss, optimizer, schedule, GRADIENT_CLIP)
         total, count = total + value, count + 1
-        batches.set_postfix(loss=f"{total / count:.3f}")
     return total / count

@@ -1,5 +1,6 @@
 """The detectors that are known by name: torchvision's own, FCOS at a quarter of its width, and their COCO weights."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def coco_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]
     if file is None:
         try:
             weights = models.get_model_weights(str(known(name).torchvision)).DEFAULT
-            return dict(weights.get_state_dict(progress=True, check_hash=True))
+            return dict(weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True))
         except (URLError, OSError, RuntimeError) as error:
             raise InputError(
                 f"The COCO weights of '{name}' cannot be downloaded ({error}): give a file of them with --teacher FILE."

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
 
 from agents.find import Explorer
-from agents.report import print_table
 from agents.search import search
+from agents.tables import print_table
 from detectors.architecture import Distillable
 from detectors.backbone import fold_batch_norm
 from detectors.coco import Batch, CocoSplit, load_folder

@@ -13,6 +13,11 @@ class Scale:
     :param teacher: the teacher's metric
     :param untreated: the metric without any network: 0 for detectors, that of the images as they come for restorers
     :raises InputError: if the teacher is no better than that
+
+    >>> Scale(teacher=0.5).accuracy(0.25)
+    0.5
+    >>> Scale(teacher=30.0, untreated=20.0).accuracy(29.0)
+    0.9
     """
 
     teacher: float

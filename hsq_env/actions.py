@@ -33,7 +33,12 @@ class ActionCodec(Protocol):
 
 
 class DiscreteActions:
-    """One number per choice, bits-major; with alphas one per choice and alpha, alphas changing fastest."""
+    """One number per choice, bits-major; with alphas one per choice and alpha, alphas changing fastest.
+
+    >>> actions = DiscreteActions((2, 4, 8), (0.0, 0.5), alphas=(0.1, 0.9))
+    >>> actions.space.n, str(actions.choices[actions.decode(7)]), actions.alpha(7)
+    (np.int64(12), '4 bit, 50% sparse', 0.9)
+    """
 
     def __init__(self, bits: Sequence[int], sparsities: Sequence[float], alphas: Sequence[float] = ()) -> None:
         self.choices, self.alphas = choice_grid(bits, sparsities), tuple(alphas)
@@ -87,7 +92,12 @@ class _FactoredActions:
 
 
 class MultiDiscreteActions(_FactoredActions):
-    """A pair (index of bits, index of sparsity), or a triple with the index of alpha."""
+    """A pair (index of bits, index of sparsity), or a triple with the index of alpha.
+
+    >>> actions = MultiDiscreteActions((2, 4, 8), (0.0, 0.25, 0.5, 0.75))
+    >>> str(actions.choices[actions.decode([1, 3])]), actions.encode(7).tolist()
+    ('4 bit, 75% sparse', [1, 3])
+    """
 
     def __init__(self, bits: Sequence[int], sparsities: Sequence[float], alphas: Sequence[float] = ()) -> None:
         super().__init__(bits, sparsities, alphas)
@@ -105,6 +115,10 @@ class ContinuousActions(_FactoredActions):
     """Numbers in [-1, 1], cut into equal intervals: fewest to most bits, least to most sparsity, least alpha to most.
 
     Values outside [-1, 1] count as its ends, NaN as its middle.
+
+    >>> actions = ContinuousActions((2, 4, 8), (0.0, 0.25, 0.5, 0.75))
+    >>> str(actions.choices[actions.decode([0.0, -1.0])]), str(actions.choices[actions.decode([9.0, 0.6])])
+    ('4 bit', '8 bit, 75% sparse')
     """
 
     def __init__(self, bits: Sequence[int], sparsities: Sequence[float], alphas: Sequence[float] = ()) -> None:

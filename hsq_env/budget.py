@@ -18,6 +18,12 @@ class Budget:
     :param teacher_bytes: of the float32 teacher file
     :param target_ratio: teacher over student; None for no budget
     :raises InputError: if no plan reaches the ratio, naming the largest that one reaches
+
+    >>> budget = Budget(np.array([[10, 40], [10, 40]]), fixed_bytes=0, teacher_bytes=160, target_ratio=3.0)
+    >>> budget.mask(layer=0, spent=0).tolist(), budget.mask(layer=1, spent=40).tolist()
+    ([True, True], [True, False])
+    >>> budget.slack(layer=1, spent=10)
+    1.0
     """
 
     def __init__(
@@ -55,6 +61,11 @@ def nearest_allowed(action: int, choices: Sequence[Choice], mask: NDArray[np.boo
 
     :param action: index into ``choices``
     :param mask: of the allowed choices; at least one is
+
+    >>> grid = [Choice(b, s) for b in (2, 4, 8) for s in (0.0, 0.25)]
+    >>> allowed = np.array([False, True, False, True, False, False])
+    >>> str(grid[nearest_allowed(4, grid, allowed)])  # asked: 8 bit
+    '4 bit, 25% sparse'
     """
     if mask[action]:
         return action

@@ -19,6 +19,11 @@ class Choice:
 
     :param bits: of each stored weight, 2, 4 or 8
     :param sparsity: share of weights, or of input channels, that are zero, one of ``SPARSITIES``
+
+    >>> str(Choice(4, 0.5))
+    '4 bit, 50% sparse'
+    >>> Choice(2) < Choice(4)
+    True
     """
 
     bits: int
@@ -36,13 +41,25 @@ class Choice:
 
 
 def choice_grid(bits: Sequence[int] = BITS, sparsities: Sequence[float] = SPARSITIES) -> tuple[Choice, ...]:
-    """All choices, bits-major: action ``i`` has bits ``i // len(sparsities)`` and sparsity ``i % len(sparsities)``."""
+    """All choices, bits-major: action ``i`` has bits ``i // len(sparsities)`` and sparsity ``i % len(sparsities)``.
+
+    >>> grid = choice_grid()
+    >>> len(grid), str(grid[5])
+    (12, '4 bit, 25% sparse')
+    """
     return tuple(Choice(b, s) for b in bits for s in sparsities)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One choice per layer by layer name, in the order of the layers."""
+    """One choice per layer by layer name, in the order of the layers.
+
+    >>> plan = Plan(("stem", "head"), (Choice(8), Choice(2, 0.75)))
+    >>> plan.to_json()["layers"][1]
+    {'name': 'head', 'bits': 2, 'sparsity': 0.75}
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
+    """
 
     layers: tuple[str, ...]
     choices: tuple[Choice, ...]

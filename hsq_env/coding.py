@@ -29,7 +29,12 @@ def pack(values: NDArray[Any], bits: int) -> Bytes:
 
 
 def unpack(packed: Bytes, bits: int, count: int) -> NDArray[np.int64]:
-    """The inverse of ``pack``."""
+    """The inverse of ``pack``.
+
+    >>> packed = pack(np.array([1, 2, 3, 0]), bits=2)
+    >>> packed.tolist(), unpack(packed, bits=2, count=4).tolist()
+    ([108], [1, 2, 3, 0])
+    """
     spread = np.unpackbits(packed, count=count * bits).reshape(count, bits).astype(np.int64)
     return spread @ (1 << np.arange(bits - 1, -1, -1))
 
@@ -91,6 +96,10 @@ def restore(stored: bytes, length: int, width: int = 1) -> bytes:
 
     :param length: of the result, in bytes; nothing larger is ever allocated
     :raises InputError: if ``stored`` is not that many bytes and no frame of that many either
+
+    >>> stored = shrink(bytes(1000))
+    >>> len(stored) < 30, restore(stored, 1000) == bytes(1000)
+    (True, True)
     """
     if len(stored) == length:
         return stored

@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from hsq_env.checks import check_known, check_share
 from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
 from hsq_env.compressor import POLICY_EPISODES, TABLE_MEGABYTES, Compressor
 from hsq_env.costs import LayerCosts
-from hsq_env.env_state import EnvState, Standing
+from hsq_env.env_state import EnvState
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.latency_table import LatencyTable
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
@@ -28,8 +27,9 @@ from hsq_env.prefixes import Decision, Outcome
 from hsq_env.render import render_ansi, render_bars
 from hsq_env.repair import DISTILLATIONS, FINETUNE_SCOPES
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
-from hsq_env.sensitivity import repaired_sensitivity, sensitivity, table_digest
+from hsq_env.sensitivity import repaired_sensitivity, sensitivity
 from hsq_env.shortcuts import Shortcuts
+from hsq_env.standing import problem
 from hsq_env.student import Student
 from hsq_env.task import Task
 
@@ -76,14 +76,16 @@ class HSQEnv(gym.Env[Observation, Any]):
     Accuracy is the student's metric on the search split over the teacher's (of restorers, gains in PSNR over the images
     as they come, see `hsq_env.accuracy`); divergence is the distillation loss between them on the same images, which
     tells apart what mAP on few images cannot. `reward` selects
-    `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
-    `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
-    `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
-    `"energy"`: the cost is the layer's bit operations (multiply-accumulates times bits of weight and activation, pruned
-    weights left out) over those in float32, weighted by its share of these;
-    `"latency"`: the cost is the layer's time in the latency table over that in float32, likewise;
-    `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`;
-    `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
+
+    - `"paper"`: `beta * Accuracy - (1 - beta) * (bits / 8 + 1 - sparsity) / 2`;
+    - `"paper-literal"`: the same with `sparsity` instead of `1 - sparsity`, as the paper prints it;
+    - `"size"`: the cost is the layer's real bytes over its float32 bytes, weighted by its share of the model;
+    - `"energy"`: the cost is the layer's bit operations (multiply-accumulates times bits of weight and activation,
+      pruned weights left out) over those in float32, weighted by its share of these;
+    - `"latency"`: the cost is the layer's time in the latency table over that in float32, likewise;
+    - `"terminal"`: 0 until the last layer, then `beta * Accuracy - (1 - beta) * student bytes / teacher bytes`;
+    - `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
+
     The terms stand in `info["reward_terms"]`. A student whose outputs are no numbers counts as accuracy 0, gets a
     term of -1 and sets `info["diverged"]`.
 
@@ -461,44 +463,12 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.alpha, self.beta = state.alpha, state.beta
         return self._observation(), self._state_info()
 
-    def standing(self) -> Standing:
-        """Everything that a search changes, for a checkpoint; what is computed from it is left out."""
-        table = self.compressor.table
-        generators = (self.np_random, self.action_space.np_random, self.observation_space.np_random)
-        return Standing(self.get_state(), generators, self.steps_taken, table.rows(), (table.lookups, table.hits))
-
-    def stand(self, standing: Standing) -> None:
-        """Go on from where ``standing`` was called in an environment with the same settings, bit for bit.
-
-        :raises InputError: if it belongs to another problem
-        """
-        self.set_state(standing.state)
-        self.compressor.table.restore(standing.table, *standing.lookups)
-        self.set_state(standing.state)  # the table is another
-        self._np_random, self.action_space._np_random, self.observation_space._np_random = standing.generators
-        self._steps, self._visited_steps = standing.steps
-
-    def identity(self) -> str:
-        """A hash of the problem: teacher, images, layers, settings of the repair; the same on every machine."""
-        shapes = [(info.name, info.shape, info.stride, info.groups, info.calls) for info in self.layers]
-        return self._digest((shapes, self.choices, self.compressor.repair_settings()), "any")
-
-    def problem(self) -> str:
-        """A hash of all that rewards depend on, to the last bit: also of what this machine measures."""
-        settings = (self.layers, self.compressor.repair_settings(), self.compressor.judge.scale)
-        return self._digest(settings, torch.__version__)
-
-    def _digest(self, settings: object, version: str) -> str:
-        task = self.task
-        batches = [*task.calibration(), *task.finetuning(), *task.evaluation("search")]
-        return table_digest(task, settings, batches, version)
-
     def share(self, outcomes: Outcomes) -> None:
         """Look up there what others have measured, and tell of what is measured here; no reward changes.
 
         A step that others have measured counts as an evaluation, so that a search does the same with and without them.
         """
-        self.compressor.share(outcomes, self.problem().encode())
+        self.compressor.share(outcomes, problem(self).encode())
 
     def choices_so_far(self) -> list[Choice]:
         """The choices of the decided layers."""

@@ -53,6 +53,11 @@ def observation_names(choices: Sequence[Choice], repaired: bool = False, actions
 
     :param repaired: whether sensitivities after a repair are part of it
     :param actions: how many actions the mask speaks of; the choices when None
+
+    >>> from hsq_env.choices import choice_grid
+    >>> names = observation_names(choice_grid())
+    >>> len(names), names[18], names[-1]
+    (52, 'sensitivity_2bit_0', 'allowed_8bit_0.75')
     """
     label = [f"{c.bits}bit_{c.sparsity:g}" for c in choices]
     per_choice = 1 if actions is None else actions // len(choices)

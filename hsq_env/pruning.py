@@ -16,6 +16,12 @@ def magnitude_mask(weight: Tensor, sparsity: float, pattern: str = "unstructured
     :param pattern: "unstructured", or "n:m" to remove the same number from each four neighbours of the flattened
         weight of an output channel (3:4, 2:4, 1:4); layers whose fan-in is no multiple of four stay unstructured
     :return: bool mask of ``weight``'s shape, True where a weight survives, or None if all do
+
+    >>> weight = torch.tensor([[3.0, -1.0, 2.0, -4.0, 0.3, 0.2, 0.1, 0.4]])
+    >>> magnitude_mask(weight, 0.5).int().tolist()
+    [[1, 1, 1, 1, 0, 0, 0, 0]]
+    >>> magnitude_mask(weight, 0.5, "n:m").int().tolist()
+    [[1, 0, 0, 1, 1, 0, 0, 1]]
     """
     if sparsity == 0:
         return None
@@ -34,6 +40,9 @@ def dropped_channels(shape: Sequence[int], sparsity: float) -> int:
     """How many input channels a layer drops: ``sparsity`` of them, rounded down.
 
     :param shape: of the weight, (out, in, ...)
+
+    >>> dropped_channels((64, 3, 7, 7), 0.5)
+    1
     """
     return int(sparsity * shape[1])
 

@@ -40,6 +40,13 @@ def weight_levels(choice: Choice) -> Levels:
     2-bit weights are balanced, {-1.5, -0.5, 0.5, 1.5} scales, where pruned weights have a mask of their own; at 25 %
     sparsity a mask costs more than the pruned weights save, so that one level must be zero and the codes are
     {-2, -1, 0, 1}. Balanced levels were measured to do a third of the damage (benchmarks/two_bit_levels.py).
+
+    >>> levels = weight_levels(Choice(2))
+    >>> [code + levels.offset for code in range(levels.low, levels.high + 1)]
+    [-1.5, -0.5, 0.5, 1.5]
+    >>> levels = weight_levels(Choice(2, 0.25))
+    >>> [code + levels.offset for code in range(levels.low, levels.high + 1)]
+    [-2.0, -1.0, 0.0, 1.0]
     """
     balanced = choice.bits == 2 and choice.sparsity != 0.25
     half = 2 ** (choice.bits - 1)
@@ -58,7 +65,13 @@ def quantize(weight: Tensor, scale: Tensor, levels: Levels) -> Tensor:
 
 
 def dequantize(codes: Tensor, scale: Tensor, levels: Levels) -> Tensor:
-    """The weights that codes stand for, float32, exactly as a reloaded file has them."""
+    """The weights that codes stand for, float32, exactly as a reloaded file has them.
+
+    >>> weight, scale, levels = torch.tensor([[0.9, -0.2, 0.4]]), torch.tensor([0.25]), weight_levels(Choice(4))
+    >>> codes = quantize(weight, scale, levels)
+    >>> codes.tolist(), dequantize(codes, scale, levels).tolist()
+    ([[4, -1, 2]], [[1.0, -0.25, 0.5]])
+    """
     return (codes.float() + levels.offset) * _per_channel(scale, codes)
 
 
@@ -157,7 +170,12 @@ def fitted_range(x: Tensor, bits: int) -> ActivationRange:
 
 
 def activation_range(low: float, high: float, bits: int) -> ActivationRange:
-    """The range that covers [low, high] and holds zero exactly."""
+    """The range that covers [low, high] and holds zero exactly.
+
+    >>> found = activation_range(-1.0, 3.0, bits=2)
+    >>> found.zero_point, found(torch.tensor([-5.0, 0.0, 1.4, 9.0])).tolist()
+    (1, [-1.3333333730697632, 0.0, 1.3333333730697632, 2.6666667461395264])
+    """
     low, high = min(low, 0.0), max(high, 0.0)
     codes = 2**bits - 1
     scale = torch.tensor(max((high - low) / codes, TINY), dtype=torch.float32).item()

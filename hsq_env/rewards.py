@@ -44,13 +44,22 @@ def paper(outcome: StepOutcome, beta: float) -> Terms:
     """``beta * Accuracy - (1 - beta) * (BitWidth + SparsityLevel)`` where fewer kept weights count as a gain.
 
     BitWidth is bits / 8 and SparsityLevel the share of kept weights, halved together so that both cost in [0, 1].
+
+    >>> half = StepOutcome(0.75, Choice(4, 0.5), layer_share=0.1, model_share=1.0, last=False, student_share=0.9)
+    >>> paper(half, beta=0.5)
+    {'accuracy': 0.375, 'bits': -0.125, 'sparsity': -0.125}
     """
     bits, kept = outcome.choice.bits / max(BITS), 1 - outcome.choice.sparsity
     return {"accuracy": beta * outcome.accuracy, "bits": -(1 - beta) * bits / 2, "sparsity": -(1 - beta) * kept / 2}
 
 
 def paper_literal(outcome: StepOutcome, beta: float) -> Terms:
-    """The formula as printed, by which more sparsity is punished; for comparison."""
+    """The formula as printed, by which more sparsity is punished; for comparison.
+
+    >>> sparser = StepOutcome(0.75, Choice(8, 0.75), layer_share=0.1, model_share=1.0, last=False, student_share=0.9)
+    >>> sum(paper_literal(sparser, 0.5).values()) < sum(paper(sparser, 0.5).values())
+    True
+    """
     bits, sparsity = outcome.choice.bits / max(BITS), outcome.choice.sparsity
     return {"accuracy": beta * outcome.accuracy, "bits": -(1 - beta) * bits / 2, "sparsity": -(1 - beta) * sparsity / 2}
 
@@ -99,6 +108,11 @@ REWARDS: dict[str, Reward] = {
 
 
 def reward_terms(name: str, outcome: StepOutcome, beta: float) -> Terms:
-    """The named reward's terms; a diverged student has one more."""
+    """The named reward's terms; a diverged student has one more.
+
+    >>> lost = StepOutcome(0.0, Choice(2), 0.1, 1.0, last=True, student_share=0.125, diverged=True)
+    >>> reward_terms("terminal", lost, beta=0.5)
+    {'accuracy': 0.0, 'size': -0.0625, 'diverged': -1.0}
+    """
     terms = REWARDS[name](outcome, beta)
     return {**terms, "diverged": DIVERGED} if outcome.diverged else terms

@@ -1,7 +1,7 @@
 """Meta-self-evaluation: how accuracy and ratio answer to alpha and beta, and the pair that serves the targets best.
 
 Pure mathematics, without an agent: a search tells of each window of episodes what alpha and beta were and what came of
-them; it is told what to use next, and why. The figure of merit is
+them; it is told what to use next, and why. The figure of merit is::
 
     MSE = (accuracy - target_accuracy)^2 + penalty * |ratio - target_ratio|
 
@@ -27,6 +27,9 @@ def mse(accuracy: float, ratio: float, target_accuracy: float, target_ratio: flo
     """The figure of merit; smaller is better.
 
     :param penalty: of one unit of ratio
+
+    >>> round(mse(accuracy=0.95, ratio=7.0, target_accuracy=0.97, target_ratio=8.0, penalty=0.01), 6)
+    0.0104
     """
     return (accuracy - target_accuracy) ** 2 + penalty * abs(ratio - target_ratio)
 
@@ -171,6 +174,11 @@ class SelfEvaluation:
     :param probe: how far a knob is moved, as a share of its range, while its effect is unknown
     :param patience: windows of falling accuracy that make the agent explore again
     :param tolerance: what accuracy may lie below what the fit expects before it counts as falling
+
+    >>> loop = SelfEvaluation(target_accuracy=0.97, target_ratio=8.0)
+    >>> advice = loop.observe(Window(alpha=0.3, beta=0.8, accuracy=0.99, ratio=6.0))
+    >>> advice.reason, advice.beta < 0.8
+    ('the effect of beta is unknown: move it', True)
     """
 
     target_accuracy: float

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from detectors.cache import cache_folder
+from detectors.progress import each
 from hsq_env.choices import Choice
 from hsq_env.compressor import Compressor
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
@@ -47,7 +47,7 @@ def measure_sensitivity(
     teacher = _teacher_outputs(task, kept.batches)
     rows = kept_rows or KeptRows(None)
     table = rows.load((len(infos), len(choices)))
-    for index, info in enumerate(tqdm(infos, "sensitivities", disable=None, leave=False)):
+    for index, info in enumerate(each(infos, "sensitivities of layer")):
         if not np.isnan(table[index]).any():
             continue
         kept.enter(dependencies.route(range(info.stage, info.stage + 1)))
@@ -78,7 +78,7 @@ def measure_repaired_sensitivity(
     teacher = _teacher_outputs(task, kept.batches)
     rows = kept_rows or KeptRows(None)
     table = rows.load((len(own.infos), len(choices)))
-    for index in tqdm(range(len(own.infos)), "repaired sensitivities", disable=None, leave=False):
+    for index in each(range(len(own.infos)), "repaired sensitivities of layer"):
         if not np.isnan(table[index]).any():
             continue
         for column, choice in enumerate(choices):

@@ -30,7 +30,11 @@ class Shortcuts:
 
     @classmethod
     def none(cls) -> "Shortcuts":
-        """All off: the reference path."""
+        """All off: the reference path.
+
+        >>> any(vars(Shortcuts.none()).values())
+        False
+        """
         return cls(**dict.fromkeys(SWITCHES, False))
 
 

@@ -38,7 +38,11 @@ class Encoding:
 
 
 def index_bits(sparsity: float) -> int:
-    """Bits that say which of four neighbours survive."""
+    """Bits that say which of four neighbours survive.
+
+    >>> index_bits(0.5), index_bits(0.25)
+    (3, 2)
+    """
     return math.ceil(math.log2(math.comb(GROUP, round(sparsity * GROUP))))
 
 
@@ -57,6 +61,11 @@ def encoding(shape: Sequence[int], choice: Choice, pattern: str = "unstructured"
     """The smallest encoding of a layer's weights; ties go to "dense", which reads fastest.
 
     :param shape: of the weight
+
+    >>> encoding((64, 64, 3, 3), Choice(8, 0.5))
+    Encoding(kind='bitmask', code_bytes=18432, mask_bytes=4608)
+    >>> encoding((64, 64, 3, 3), Choice(2, 0.25)).kind
+    'dense'
     """
     count = math.prod(shape)
     dense = _bytes(count * choice.bits)

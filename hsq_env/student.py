@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from detectors.progress import each
 from hsq_env.channels import ChannelGroup, channel_groups, channel_orders
 from hsq_env.choices import Choice, Plan
 from hsq_env.layers import CompressedLayer, PackedLayer, Variant, make_compressible, pack_mask, unpack_mask
@@ -345,9 +345,9 @@ def evaluate(task: Task, stages: Sequence[Stage], split: str) -> float:
 def predictions_of(task: Task, stages: Sequence[Stage], split: str) -> list[Any]:
     """What the metric needs to know, batch by batch."""
     batches, predictions = task.evaluation(split), []
-    quiet = None if len(batches) >= LONG else True  # None: shown on a terminal
+    told = each(batches, f"{split} images, batch") if len(batches) >= LONG else batches
     with torch.no_grad():
-        for batch in tqdm(batches, f"{split} images", unit="batch", leave=False, disable=quiet):
+        for batch in told:
             state: dict[str, Any] = {"images": batch.images}
             for stage in stages:
                 state = stage.run(state)

@@ -176,7 +176,7 @@ class RestorationTask:
 
     def metric(self, predictions: Sequence[Any], split: str) -> float:
         """Mean PSNR over images in dB; of the luminance without a border as wide as the scale for super-resolution."""
-        return float(np.mean([psnr(*pair, **self._compared()) for some in predictions for pair in some]))
+        return float(np.mean([psnr(*pair, **self.compared()) for some in predictions for pair in some]))
 
     def untreated_metric(self, split: str) -> float:
         """``metric`` of the noisy images as they are, of reduced ones after bicubic enlargement."""
@@ -191,9 +191,10 @@ class RestorationTask:
 
     def structural_similarity(self, predictions: Sequence[Any]) -> float:
         """Mean SSIM over the same."""
-        return float(np.mean([ssim(*pair, **self._compared()) for some in predictions for pair in some]))
+        return float(np.mean([ssim(*pair, **self.compared()) for some in predictions for pair in some]))
 
-    def _compared(self) -> dict[str, Any]:
+    def compared(self) -> dict[str, Any]:
+        """How images are compared: arguments of ``restorers.metric.psnr`` and ``ssim``."""
         enlarges = self.spec.scale > 1
         return {"shave": self.spec.scale if enlarges else 0, "y_only": enlarges}
 

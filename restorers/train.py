@@ -3,15 +3,16 @@
 import copy
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from detectors.checkpoint import gradient_step, restore_checkpoint, save_checkpoint
 from detectors.errors import InputError
+from detectors.progress import each, say, work
 from detectors.teacher import freeze, write_atomically
 from restorers.images import Photos
 from restorers.task import RestorationTask
@@ -32,7 +33,6 @@ def train_restorer(
     bfloat16: bool = False,
     half: bool = False,
     seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Train a restorer from random weights by the mean absolute error and write its folded weights to ``out``.
 
@@ -67,19 +67,21 @@ def train_restorer(
         state = restore_checkpoint(
             checkpoint, model, optimizer, schedule, lambda saved: saved["state"]["total"] == total
         )
-    for epoch in range(state["epoch"], epochs):
-        started = time.monotonic()
-        steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
-        bar = tqdm(steps, f"epoch {epoch + 1}/{epochs}", disable=not progress, leave=False)
-        loss = _train_epoch(model, data, bar, optimizer, schedule, bfloat16)
-        finished = freeze(folded(copy.deepcopy(model)))
-        score = _psnr(data, finished)
-        if score > state["best"]["psnr"]:
-            state["best"] = {"psnr": score, "epoch": epoch + 1}
-            write_atomically(out, teacher_bytes(finished.cpu(), spec, torch.float16 if half else torch.float32))
-        tqdm.write(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}, search PSNR {score:.3f}")
-        state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
-        save_checkpoint(checkpoint, model, optimizer, schedule, state)
+    with work("epoch", epochs, state["epoch"]) as training:
+        for epoch in range(state["epoch"], epochs):
+            started = time.monotonic()
+            steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+            loss = _train_epoch(model, data, steps, optimizer, schedule, bfloat16)
+            finished = freeze(folded(copy.deepcopy(model)))
+            score = _psnr(data, finished)
+            if score > state["best"]["psnr"]:
+                state["best"] = {"psnr": score, "epoch": epoch + 1}
+                write_atomically(out, teacher_bytes(finished.cpu(), spec, torch.float16 if half else torch.float32))
+            say(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}, search PSNR {score:.3f}")
+            training.say(f"best PSNR {state['best']['psnr']:.3f} at epoch {state['best']['epoch']}, loss {loss:.4f}")
+            training.advance()
+            state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
+            save_checkpoint(checkpoint, model, optimizer, schedule, state)
     checkpoint.unlink()
     return {**state["best"], "seconds": round(state["seconds"], 1)}
 
@@ -87,20 +89,19 @@ def train_restorer(
 def _train_epoch(
     model: Restorer,
     data: RestorationTask,
-    steps: "tqdm[int]",
+    steps: Sequence[int],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     bfloat16: bool,
 ) -> float:
     model.train()
     total = 0.0
-    for count, step in enumerate(steps, start=1):
+    for step in each(steps, "step"):
         batch = data.long_finetuning(step)
         with torch.autocast(data.device.type, torch.bfloat16, enabled=bfloat16):
             restored = model(batch.images)
         loss = data.task_loss({"restored": restored.float()}, batch)
         total += gradient_step(model, loss, optimizer, schedule, GRADIENT_CLIP)
-        steps.set_postfix(loss=f"{total / count:.4f}")
     return total / len(steps)
 
 

@@ -1,6 +1,7 @@
 """Baselines: the integer program against brute force, and what the others propose."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -8,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_task import TinyTask
 
+from agents.baselines import plans as plans_module
 from agents.baselines.planner import loads_choices
 from agents.baselines.plans import (
     cost_limit,
@@ -118,6 +120,16 @@ def test_greedy_starts_small_among_equals() -> None:
 def test_greedy_refuses_too_few_bytes() -> None:
     with pytest.raises(InputError, match=r"No plan fits into 29 \(bytes or ns\): lower --target-ratio"):
         greedy_choices(COSTS, SIZES, 29)
+
+
+def test_an_integer_program_that_takes_too_long_gives_a_greedy_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    costs, sizes = rng.random((5, 4)), rng.integers(1, 100, (5, 4))
+    limit = float(sizes.min(axis=1).sum()) + 20
+    monkeypatch.setattr(plans_module, "milp", lambda *arguments, **options: SimpleNamespace(x=None))
+    assert integer_program(costs, sizes, limit).tolist() == greedy_choices(costs, sizes, limit)
+    with pytest.raises(InputError, match="No plan fits"):
+        integer_program(costs, sizes, float(sizes.min(axis=1).sum()) - 1)
 
 
 @pytest.mark.parametrize("seed", range(6))

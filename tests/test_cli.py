@@ -14,7 +14,8 @@ from helpers import random_plan, write_noise
 from tiny_task import TinyTask
 
 import agents.explore
-import agents.report
+import agents.tables
+import agents.teachers
 import detectors.task
 import hsq_env.compensation
 import hsq_env.make
@@ -22,12 +23,14 @@ import restorers.teacher
 from agents.callbacks import EpisodeRecorder
 from agents.cli import main
 from agents.find import Explorer
+from agents.spark_file import load_spark
 from detectors.coco import load_folder
 from detectors.errors import InputError
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask
 from detectors.teacher import DetectorSpec, freeze, teacher_bytes
 from hsq_env.choices import Plan
+from hsq_env.distillation.spark import Spark
 from hsq_env.file import read_header, save_hsq
 from hsq_env.student import Student, evaluate, trace_layers
 from restorers.networks import DnCNN
@@ -141,13 +144,13 @@ def test_search_passes_its_flags_on(on_tiny: dict[str, Any], tmp_path: Path, mon
     flags = "--algo sac --episodes 7 --time-budget 60 --target-ratio 9.5 --reward size --alpha 0.1 --beta 0.9"
     more = "--activation-bits 4 --sparsity-pattern n:m --dataset photos --teacher t.safetensors --detector d"
     more += " --splits a b c --seed 3 --workers 2 --evaluations 90 --warm-start ilp greedy --no-return-to-best"
-    more += " --observe-repaired --no-surrogate --distillation akd+spark --patch 32"
+    more += " --observe-repaired --no-surrogate --distillation akd+spark --patch 32 --track mlflow"
     with pytest.raises(SystemExit):
         main(["search", "--out", str(tmp_path / "run"), *flags.split(), *more.split()])
     expected = {"algo": "sac", "episodes": 7, "time_budget": 60.0, "target_ratio": 9.5, "reward": "size"}
     expected |= {"alpha": 0.1, "beta": 0.9, "activation_bits": 4, "sparsity_pattern": "n:m"}
     expected |= {"seed": 3, "workers": 2, "evaluations": 90, "warm_start": ("ilp", "greedy"), "return_to_best": False}
-    expected |= {"observe_repaired": True, "surrogate": False, "distillation": "akd+spark"}
+    expected |= {"observe_repaired": True, "surrogate": False, "distillation": "akd+spark", "track": "mlflow"}
     assert {name: given[name] for name in expected} == expected
     assert (on_tiny["dataset"], on_tiny["teacher"], on_tiny["detector"]) == ("photos", Path("t.safetensors"), "d")
     assert on_tiny["splits"] == ("a", "b", "c") and on_tiny["patch"] == 32
@@ -220,7 +223,7 @@ def test_teacher(shapes_folder: Path, tmp_path: Path, capsys: Captured, monkeypa
         given.update(settings, spec=spec, out=out, train=len(splits["train"]))
         return {"map": 0.5, "epoch": 3, "seconds": 9.0}
 
-    monkeypatch.setattr(agents.report, "train_teacher", record)
+    monkeypatch.setattr(agents.teachers, "train_teacher", record)
     out = tmp_path / "t.safetensors"
     flags = [
         "--image-size",
@@ -410,8 +413,26 @@ def test_an_interrupted_command(capsys: Captured, monkeypatch: pytest.MonkeyPatc
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(agents.report, "print_info", stop)
+    monkeypatch.setattr(agents.tables, "print_info", stop)
     assert fails(capsys, "info", "model.hsq", code=130) == "hsq: Interrupted."
+
+
+def test_a_package_that_cannot_be_imported(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: Any, **options: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnx.helper'", name="onnx.helper")
+
+    def mistaken(*arguments: Any, **options: Any) -> None:
+        raise ImportError("cannot import name 'this'", name="hsq_env.choices")
+
+    monkeypatch.setattr(agents.tables, "print_info", missing)
+    line = fails(capsys, "info", "model.hsq")
+    assert (
+        line
+        == "hsq: onnx.helper cannot be imported (No module named 'onnx.helper'): 'hsq doctor' says what to install."
+    )
+    monkeypatch.setattr(agents.tables, "print_info", mistaken)
+    with pytest.raises(ImportError, match="cannot import name 'this'"):
+        main(["info", "model.hsq"])
 
 
 def test_a_restorer_from_search_to_evaluation(
@@ -432,6 +453,7 @@ def test_a_restorer_from_search_to_evaluation(
     result = json.loads((out / "result.json").read_text())
     assert (result["model"], result["metric"]) == ("dncnn", "PSNR") and result["methods"]["hsq"]["ratio"] >= 6
     assert "dB lost" in capsys.readouterr().out
+    load_spark(Spark(), out / "spark.pt")
     main(["evaluate", str(out / "model.hsq"), *data, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["psnr"] == pytest.approx(result["methods"]["hsq"]["psnr"], rel=1e-9)

@@ -77,6 +77,7 @@ def test_a_process_that_is_told_to_stop_says_how_to_go_on(tmp_path: Path, number
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"Go on with: hsq search --resume {run}" in err and "Traceback" not in out + err
+    assert "\r" not in out + err  # there is no terminal
     assert (run / "interrupted.json").is_file() and (run / "model.hsq").is_file()
 
 

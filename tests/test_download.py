@@ -107,7 +107,7 @@ def coco(server: Server) -> dict[str, Any]:
     for value, split in enumerate(COCO):
         pictures = {f"{split}/{split}_{i}.png": picture(10 * value + i) for i in (1, 2)}
         archives[split], server.files[f"/zips/{split}.zip"] = archive_of(f"zips/{split}.zip", pictures, (f"{split}/",))
-    return {"server": server.address, "archives": archives, "annotations": boxes, "progress": False}
+    return {"server": server.address, "archives": archives, "annotations": boxes}
 
 
 def test_a_folder_that_loads(server: Server, coco: dict[str, Any], tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_room_for_all_of_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The last archive lies beside everything unpacked: 19.3 GB and 20.8 GB."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 40_000_000_000))
     with pytest.raises(InputError, match=r"40.0 GB free and COCO needs 40.4 GB"):
-        fetch_coco(tmp_path, progress=False)
+        fetch_coco(tmp_path)
 
 
 def test_unpacking_goes_on(server: Server, coco: dict[str, Any], tmp_path: Path) -> None:

@@ -28,9 +28,11 @@ def test_the_budget_is_used_up_and_never_exceeded(tiny: TinyTask, limit: int, me
     inner = make(tiny, target_ratio=6.0, table_megabytes=megabytes)
     env, rng = EvaluationBudget(KeepBest(inner), limit), np.random.default_rng(0)
     env.reset()
+    told = 0
     while True:
-        *_, terminated, truncated, _ = env.step(int(rng.integers(12)))
-        assert env.spent == inner.evaluations <= limit
+        *_, terminated, truncated, info = env.step(int(rng.integers(12)))
+        told += info.get("measured", 0)
+        assert told == env.spent == inner.evaluations <= limit
         if truncated:
             break
         if terminated:

@@ -13,9 +13,9 @@ from torchvision.models.detection import FCOS
 
 import agents.export
 from agents.cli import main
+from agents.evaluate import evaluate_file
 from agents.export import Exported, export
 from agents.finetune import plan_of
-from agents.report import evaluate_file
 from detectors.coco import load_folder
 from detectors.errors import InputError
 from detectors.export import TraceableDetection

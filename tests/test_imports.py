@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "agents": {"detectors", "restorers", "hsq_env"},
     "benchmarks": {"detectors", "restorers", "hsq_env", "agents"},
 }
-AGENT_LIBRARIES = {"stable_baselines3", "sb3_contrib", "ray", "optuna", "tensorboard"}
+AGENT_LIBRARIES = {"stable_baselines3", "sb3_contrib", "ray", "optuna", "tensorboard", "wandb", "mlflow"}
 FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -15,6 +15,7 @@ from hsq_env.compressor import Compressor
 from hsq_env.env import HSQEnv
 from hsq_env.outcomes import KEY_BYTES, KeptOutcomes, OutcomeFile, key_of
 from hsq_env.prefixes import Decision, Outcome
+from hsq_env.standing import problem
 
 LAYERS = 7
 
@@ -131,12 +132,12 @@ def test_a_step_that_others_measured_is_the_same_step(
 
 def test_other_problems_share_nothing(tiny: TinyTask, tmp_path: Path) -> None:
     problems = {
-        env_of(task, **settings).problem()
+        problem(env_of(task, **settings))
         for task in (tiny, TinyTask(1))
         for settings in ({}, {"finetune_steps": 1}, {"activation_bits": 4}, {"sparsity_pattern": "n:m"})
     }
     assert len(problems) == 8
-    assert env_of(tiny).problem() == env_of(tiny, reward="size", alpha=0.7).problem()
+    assert problem(env_of(tiny)) == problem(env_of(tiny, reward="size", alpha=0.7))
 
 
 def test_a_policy_that_learns_is_not_shared(tiny: TinyTask, tmp_path: Path) -> None:

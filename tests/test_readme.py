@@ -1,16 +1,7 @@
-"""The README: its tables come from the result files, and its code runs."""
-
-import re
-from pathlib import Path
-from typing import Any
-
-import gymnasium as gym
-import pytest
-from tiny_task import TinyTask
+"""The tables of the README and of the documentation come from the result files."""
 
 from benchmarks.readme_tables import (
     PAGES,
-    README,
     artifacts_table,
     coco_table,
     paper_table,
@@ -117,38 +108,3 @@ def test_table_of_files_by_hand() -> None:
         "| convolutions that run in integers | 100 of 116 |",
         "| damaged files read or refused, of them wrongly | 10,000, 0 |",
     ]
-
-
-def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the tiny task in place of the embedded one, which takes minutes."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 4
-    make = gym.make
-
-    def make_tiny(name: str, **arguments: Any) -> Any:
-        return make(name, task=TinyTask(), **arguments)
-
-    monkeypatch.setattr(gym, "make", make_tiny)
-    names: dict[str, Any] = {}  # what they use they must import
-    for code in blocks:  # each goes on where the last one ended
-        exec(compile(code, str(README), "exec"), names)
-    accuracy, ratio = map(float, capsys.readouterr().out.split()[:2])
-    assert len(names["accuracies"]) == 3 and names["inner"].index == 1
-    assert names["model"].num_timesteps == 1000
-    assert accuracy > 0.5
-    assert ratio >= 8.0
-
-
-def test_every_hsq_command_of_the_readme_exists() -> None:
-    from agents.commands import COMMANDS
-
-    used = set(re.findall(r"^hsq (\w+)", README.read_text(), re.MULTILINE))
-    assert used and used <= set(COMMANDS)
-
-
-def test_every_file_named_in_the_readme_exists() -> None:
-    root = Path(README).parent
-    named = re.findall(r"`((?:hsq_env|agents|detectors|benchmarks|tests)/[\w/.]*)`", README.read_text())
-    assert named
-    for name in named:
-        assert (root / name).exists(), name

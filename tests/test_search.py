@@ -18,11 +18,13 @@ from agents.callbacks import EpisodeRecorder
 from agents.dqn import HYPERPARAMETERS
 from agents.find import Explorer
 from detectors.errors import InputError
-from hsq_env.choices import Choice, Plan
+from hsq_env.choices import BITS, SPARSITIES, Choice, Plan, choice_grid
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, read_header
 from hsq_env.self_evaluation import SelfEvaluation
-from hsq_env.student import evaluate
+from hsq_env.sensitivity import sensitivity
+from hsq_env.size import layer_bytes, size_table
+from hsq_env.student import evaluate, trace_layers
 
 METHODS = ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
 SETTINGS: dict[str, Any] = {
@@ -59,6 +61,17 @@ def without_times(value: Any) -> Any:
 
 
 # ---- what a run leaves
+
+
+def test_what_was_known_of_layers(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
+    infos = trace_layers(tiny)
+    layers = run[1]["layers"]
+    choices = [Choice(bits, sparsity) for bits, sparsity in layers["choices"]]
+    assert choices == list(choice_grid(BITS, SPARSITIES))
+    assert [row["name"] for row in layers["rows"]] == [info.name for info in infos]
+    assert [row["bytes"] for row in layers["rows"]] == size_table(infos, choices).tolist()
+    assert [row["sensitivity"] for row in layers["rows"]] == sensitivity(tiny, infos, choices).tolist()
+    assert [row["float_bytes"] for row in layers["rows"]] == [layer_bytes(info, None) for info in infos]
 
 
 def test_result_holds_what_was_promised(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:

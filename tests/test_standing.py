@@ -11,6 +11,7 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice
 from hsq_env.env import HSQEnv
 from hsq_env.prefixes import NODE_BYTES, Decision, Outcome, PrefixTable
+from hsq_env.standing import stand, standing_of
 
 LAYERS = 7
 
@@ -41,10 +42,10 @@ def test_an_equal_environment_goes_on_from_any_step(tiny: TinyTask, settings: di
         env, other = env_of(tiny, **settings), env_of(tiny, **settings)
         env.reset(seed=5)
         walk(env, actions[:at])
-        standing = pickle.loads(pickle.dumps(env.standing()))
+        standing = pickle.loads(pickle.dumps(standing_of(env)))
         other.reset(seed=1)
         walk(other, [1, 2, 3])  # whatever it did before
-        other.stand(standing)
+        stand(other, standing)
         assert other.steps_taken == env.steps_taken and other.index == env.index
         assert walk(other, actions[at:]) == walk(env, actions[at:])
         assert other.steps_taken == env.steps_taken
@@ -56,7 +57,7 @@ def test_a_standing_of_another_problem_is_refused(tiny: TinyTask) -> None:
     env = env_of(tiny)
     env.reset(seed=5)
     with pytest.raises(InputError, match="Unknown target ratio"):
-        env_of(tiny, target_ratio=8.0).stand(env.standing())
+        stand(env_of(tiny, target_ratio=8.0), standing_of(env))
 
 
 def test_a_table_is_restored_in_the_order_of_its_use() -> None:

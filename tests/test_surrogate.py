@@ -9,6 +9,7 @@ from tiny_task import TinyTask
 from agents.algorithms import make_agent
 from agents.baselines import planner as planner_module
 from agents.baselines.planner import SurrogatePlanner
+from agents.baselines.plans import cost_limit
 from agents.dyna import Dyna, learn_from_rollouts
 from agents.explore import SearchLog, rollout
 from agents.find import Explorer
@@ -177,6 +178,16 @@ def test_probes_and_plans_fit_the_budget_and_are_new(tiny: TinyTask, target: flo
     plans = [plan for plan in (planner.propose(target) for _ in range(5)) if plan is not None]
     assert plans and all(sum(env.sizes[range(7), plan]) <= env.budget.limit for plan in plans)
     assert len({tuple(plan) for plan in plans}) == len(plans)
+
+
+def test_without_a_budget_a_plan_may_begin_with_more_than_plans_take(tiny: TinyTask) -> None:
+    env = make(tiny)  # plans take what an average one does, and the best one more
+    largest = [int(i) for i in env.sizes.argmax(axis=1)]
+    planner = played(env, largest)
+    assert sum(env.sizes[k, c] for k, c in enumerate(largest)) > cost_limit(env)
+    assert planner.propose(None, largest[:6]) is None
+    plan = planner.propose(None, largest[:1])
+    assert plan is not None and sum(env.sizes[k, c] for k, c in enumerate(plan)) <= cost_limit(env)
 
 
 def test_without_a_new_idea_the_agent_is_asked(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from agents.commands.sweep import _arguments
-from agents.report import print_sweep
+from agents.tables import print_sweep
 from detectors.errors import InputError
+from detectors.progress import Work
 
 pytest.importorskip("ray", reason="an extra: pip install -e '.[ray]'")
 
 from agents.sweep import GRACE_EPISODES, AmongEquals, Sweep, mark_front, name_of, row_of, run_sweep
+from agents.trial_progress import TrialProgress
 
 
 def test_every_combination_is_a_trial() -> None:
@@ -112,3 +114,22 @@ def test_a_sweep_runs_goes_on_and_says_what_failed(tmp_path: Path, capsys: pytes
     before = (tmp_path / "out" / rows[0]["run"] / "result.json").stat().st_mtime_ns
     assert run_sweep(sweep, tmp_path / "out") == rows
     assert (tmp_path / "out" / rows[0]["run"] / "result.json").stat().st_mtime_ns == before
+
+
+def test_how_far_trials_are() -> None:
+    going = Work("sweep, trial", 4, started=0.0)
+    told = TrialProgress(going, 10, name_of)
+    one, two = (SimpleNamespace(trial_id=str(seed), config={"seed": seed}) for seed in (1, 2))
+    told.on_trial_result(1, [], one, {"score": -0.2, "episodes": 2})
+    assert (going.done, going.share, going.note) == (0, 0.2 / 4, "1 running, 2 episodes")
+    told.on_trial_result(2, [], two, {"score": -0.1, "episodes": 5, "ratio": 8.02, "accuracy": 0.991})
+    assert going.share == 0.7 / 4
+    assert going.note == "2 running, 7 episodes; seed_2: best 8.02x, accuracy 0.9910"
+    told.on_trial_complete(3, [], two)
+    assert going.note == "1 running, 2 episodes; seed_2: best 8.02x, accuracy 0.9910"
+    told.on_trial_error(4, [], one)
+    assert (going.done, going.share, going.note) == (2, 0.5, "seed_2: best 8.02x, accuracy 0.9910")
+    assert going.seconds_left(30.0) == pytest.approx(30.0)
+    unbounded = TrialProgress(Work("sweep, trial", 2, started=0.0), None, name_of)
+    unbounded.on_trial_result(1, [], one, {"score": -0.2, "episodes": 2})
+    assert unbounded.going.share == 0.0

@@ -28,7 +28,7 @@ def splits(shapes_folder: Path) -> dict[str, CocoSplit]:
 
 
 def _train(splits: dict[str, CocoSplit], out: Path, epochs: int = 2, **kwargs: Any) -> dict[str, Any]:
-    return train_teacher(splits, SPEC, out, epochs, batch_size=4, progress=False, **kwargs)
+    return train_teacher(splits, SPEC, out, epochs, batch_size=4, **kwargs)
 
 
 def _interrupt_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_checkpoint_of_other_arguments_is_refused(
         _train(splits, out, epochs=3)
     other = DetectorSpec(SPEC.detector, (*CLASS_NAMES, "more"), SPEC.level_scale, SPEC.min_size, SPEC.max_size)
     with pytest.raises(InputError, match=words):
-        train_teacher(splits, other, out, 2, batch_size=4, progress=False)
+        train_teacher(splits, other, out, 2, batch_size=4)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut short"])

@@ -17,7 +17,7 @@ from restorers.teacher import RESTORERS, RestorerSpec, load_teacher
 from restorers.train import train_restorer
 
 SPEC = RestorerSpec("dncnn", 1, noise=50)
-SETTINGS: dict[str, Any] = {"steps_per_epoch": 12, "batch_size": 4, "patch": 16, "progress": False}
+SETTINGS: dict[str, Any] = {"steps_per_epoch": 12, "batch_size": 4, "patch": 16}
 
 
 @pytest.fixture(autouse=True)

@@ -215,6 +215,8 @@ class SurrogatePlanner:
         """
         best, sizes, start = self.best[target], self.env.costs, len(beginning)
         limit = cost_limit(self.env, target) - float(sum(sizes[k, c] for k, c in enumerate(beginning)))
+        if sizes[start:].min(axis=1).sum() > limit:  # without a budget, a plan may begin with more than plans take
+            return None
         for spread in (0.0, *DRAWS):
             costs = self._costs(best, beginning, self.model.weights(self._rng, spread))
             prices = np.full(costs.shape, best.load * 10.0 ** self._rng.uniform(*CHANGE_PRICES))

@@ -20,7 +20,7 @@ def uniform_plan(env: HSQEnv, bits: int) -> Plan:
 
 
 def integer_program(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit: float) -> NDArray[np.int64]:
-    """One choice per layer with the least total cost within a number of bytes.
+    """One choice per layer with the least total cost within a number of bytes; a greedy plan if that takes too long.
 
     :param costs: (layers, choices)
     :param sizes: bytes, (layers, choices)
@@ -28,6 +28,8 @@ def integer_program(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit:
     :return: index of the choice per layer
     :raises InputError: if the smallest choices exceed ``limit``
     """
+    if sizes.min(axis=1).sum() > limit:
+        raise InputError(NOTHING_FITS.format(limit))
     layers, choices = costs.shape
     one_each: Any = block_diag([np.ones((1, choices))] * layers)
     rows = csr_array(vstack([one_each, sizes.reshape(1, -1) / sizes.max()]))
@@ -39,8 +41,8 @@ def integer_program(costs: NDArray[np.float64], sizes: NDArray[np.int64], limit:
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 1e-4, "time_limit": 20.0},
     )
-    if solution.x is None:
-        raise InputError(NOTHING_FITS.format(limit))
+    if solution.x is None:  # not in that time, on a machine that has other things to do
+        return np.array(greedy_choices(costs, sizes, limit))
     return np.asarray(solution.x.reshape(layers, choices).argmax(axis=1))
 
 

@@ -3,9 +3,12 @@
 from typing import Any
 
 from agents.commands.models import bench, evaluate, export, info, latency, leaderboard, monitor, validate
+from agents.commands.reports import report
 from agents.commands.search import search
+from agents.commands.shell import completion
 from agents.commands.sweep import sweep
 from agents.commands.training import data, finetune, shapes, teacher
+from agents.doctor import doctor
 
 COMMANDS: dict[str, Any] = {
     "search": search,
@@ -16,10 +19,13 @@ COMMANDS: dict[str, Any] = {
     "bench": bench,
     "latency": latency,
     "info": info,
+    "report": report,
     "validate": validate,
     "leaderboard": leaderboard,
     "finetune": finetune,
     "teacher": teacher,
     "shapes": shapes,
     "data": data,
+    "doctor": doctor,
+    "completion": completion,
 }

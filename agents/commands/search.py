@@ -30,6 +30,7 @@ PASSED_ON = (  # to ``agents.search.search`` under the same name
     "bfloat16",
     "checkpoint_minutes",
     "trust_checkpoints",
+    "track",
 )
 
 
@@ -78,6 +79,8 @@ def search(
     bfloat16: bool = False,
     checkpoint_minutes: float = 5.0,
     trust_checkpoints: bool = False,
+    json: bool = False,
+    track: Literal["tensorboard", "wandb", "mlflow"] = "tensorboard",
 ) -> None:
     """Find a small version of a trained detector or restorer.
 
@@ -88,7 +91,7 @@ def search(
 
     :param out: a new or empty folder
     :param resume: the folder of a search that was interrupted or killed, which goes on with what it was begun with;
-        takes no other flag but --trust-checkpoints
+        takes no other flag but --trust-checkpoints and --json
     :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; by
         default the embedded data of the teacher's kind
     :param detector: name that the teacher must have; any if not given; the restorers dncnn and edsr ship with one; a
@@ -137,32 +140,41 @@ def search(
     :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
     :param checkpoint_minutes: between two checkpoints, from which --resume goes on
     :param trust_checkpoints: resume from checkpoints that another user or machine wrote, which can run any code
+    :param json: print what OUT/result.json holds in place of the table; all else goes to standard error
+    :param track: where settings, episodes, the training and the table go as well: wandb (its files in OUT/wandb;
+        WANDB_MODE=offline keeps them there) or mlflow (MLFLOW_TRACKING_URI, or mlflow.db in the present folder); needs
+        pip install -e '.[wandb]' or '.[mlflow]'. TensorBoard's files are always written
     """
     arguments = dict(locals())
-    if resume is not None:
-        _resume(resume, arguments)
-    elif out is None:
+
+    from agents.output import aside
+    from agents.tables import print_table
+
+    folder = out if resume is None else resume
+    if folder is None:
         raise InputError("A search needs a folder to write: give --out, or --resume to go on with one.")
-    else:
-        begin(arguments, out)
+    with aside(json):
+        result = begin(arguments, folder) if resume is None else _resume(resume, arguments)
+    print_table(result, folder, as_json=json)
 
 
-def begin(arguments: dict[str, Any], out: Path, on_episode: OnEpisode = no_one) -> None:
+def begin(arguments: dict[str, Any], out: Path, on_episode: OnEpisode = no_one) -> dict[str, Any]:
     """Search with arguments of the command, the usual ones where some are missing.
 
     :param out: a new or empty folder
     :param on_episode: see ``agents.search.search``
+    :return: the content of ``result.json``
     """
-    _run({**_defaults(), **arguments}, out, on_episode=on_episode)
+    return _run({**_defaults(), **arguments}, out, on_episode=on_episode)
 
 
-def resume_run(run: Path, on_episode: OnEpisode = no_one) -> None:
+def resume_run(run: Path, on_episode: OnEpisode = no_one) -> dict[str, Any]:
     """``hsq search --resume``."""
-    _resume(run, _defaults(), on_episode)
+    return _resume(run, _defaults(), on_episode)
 
 
-def _resume(run: Path, given: dict[str, Any], on_episode: OnEpisode = no_one) -> None:
-    _run(_begun_with(run, given), run, resumed=True, on_episode=on_episode)
+def _resume(run: Path, given: dict[str, Any], on_episode: OnEpisode = no_one) -> dict[str, Any]:
+    return _run(_begun_with(run, given), run, resumed=True, on_episode=on_episode)
 
 
 def _defaults() -> dict[str, Any]:
@@ -178,7 +190,7 @@ def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
     from agents.run_folder import read_settings
 
     defaults = _defaults()
-    own = ("resume", "trust_checkpoints")
+    own = ("resume", "trust_checkpoints", "json")
     others = [name for name, value in given.items() if name not in own and value != defaults[name]]
     if others:
         flag = others[0].replace("_", "-")
@@ -193,7 +205,7 @@ def _begun_with(run: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that can be read again from another working folder."""
-    here = ("out", "resume", "trust_checkpoints")
+    here = ("out", "resume", "trust_checkpoints", "json")
     kept = {name: value for name, value in arguments.items() if name not in here}
     for name in ("dataset", "teacher", "latency_table"):
         if kept[name] not in (None, SHAPES, PHOTOS) and Path(kept[name]).exists():
@@ -201,10 +213,9 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode: OnEpisode = no_one) -> None:
-    """Search with the command's arguments and print the table."""
+def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode: OnEpisode = no_one) -> dict[str, Any]:
+    """Search with the command's arguments."""
     from agents.find import Explorer
-    from agents.report import print_table
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
     from agents.workers import Cluster
@@ -229,7 +240,7 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode
         a.surrogate,
         cluster=None if a.ray is None else Cluster(a.ray, a.gpus_per_worker),
     )
-    result = run_search(
+    return run_search(
         task,
         out,
         explorer,
@@ -241,4 +252,3 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode
         on_episode=on_episode,
         **{name: arguments[name] for name in PASSED_ON},
     )
-    print_table(result, out)

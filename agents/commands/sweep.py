@@ -25,6 +25,7 @@ def sweep(
     at_once: int = 2,
     gpus_per_trial: float = 0.0,
     stop_hopeless: bool = True,
+    json: bool = False,
 ) -> None:
     """Run many searches at once and show which lie on the front of size and accuracy.
 
@@ -32,6 +33,7 @@ def sweep(
     again, an interrupted sweep goes on. Needs pip install -e '.[ray]'.
 
     Example: hsq sweep --out sweep --target-ratio 6 10 14 --seed 0 1 -- --episodes 50 --dataset photos/
+    Example: hsq sweep --out sweep --algo dqn ilp local --at-once 4
 
     :param flags: of hsq search, the same for all, behind "--"
     :param out: a folder for all runs, and for sweep.json
@@ -45,8 +47,10 @@ def sweep(
     :param at_once: searches side by side
     :param gpus_per_trial: share of a GPU of each
     :param stop_hopeless: end searches early that are behind others with the same target
+    :param json: print what OUT/sweep.json holds in place of the table; all else goes to standard error
     """
-    from agents.report import print_sweep
+    from agents.output import aside
+    from agents.tables import print_sweep
     from agents.workers import missing_ray
 
     try:
@@ -66,10 +70,12 @@ def sweep(
         if values
     }
     given = _arguments(flags)
-    for name in ("out", "resume", "ray", *axes):
+    for name in ("out", "resume", "ray", "json", *axes):
         if name in given:
             raise InputError(f"--{name.replace('_', '-')} is the sweep's own: leave it out behind '--'.")
-    print_sweep(run_sweep(Sweep(axes, given, trials, ray, at_once, gpus_per_trial, stop_hopeless), out), out)
+    with aside(json):
+        rows = run_sweep(Sweep(axes, given, trials, ray, at_once, gpus_per_trial, stop_hopeless), out)
+    print_sweep(rows, out, as_json=json)
 
 
 def _arguments(flags: tuple[str, ...]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Commands that train without a search: ``hsq teacher``, ``finetune``; and for data: ``hsq shapes``, ``data``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -31,6 +31,7 @@ def teacher(
     patch: int = 48,
     steps_per_epoch: int = 100,
     seed: int = 0,
+    json: bool = False,
 ) -> None:
     """Train a teacher from random weights; called again, an interrupted training goes on.
 
@@ -65,50 +66,44 @@ def teacher(
     :param patch: side of a restorer's patches in the restored image, in pixels
     :param steps_per_epoch: of a restorer, whose patches are drawn at random
     :param seed: of weights and order
+    :param json: print {"file", "metric", "map" or "psnr" (on the search split), "epoch", "seconds"}; all else goes to
+        standard error
     """
-    from agents.report import train_restorer_file, train_teacher_file
+    from agents.output import aside
+    from agents.tables import print_teacher
+    from agents.teachers import train_restorer_file, train_teacher_file
 
-    if restorer is not None:
-        train_restorer_file(
-            out,
-            dataset,
-            restorer,
-            noise,
-            scale,
-            channels,
-            patch,
-            splits,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            bfloat16=bfloat16,
-            half=half,
-            seed=seed,
-        )
-        return
-    dataset = dataset or "shapes"
-    default = "fcos_resnet50_quarter" if dataset == "shapes" else "fcos_resnet50"
-    train_teacher_file(
-        out,
-        dataset,
-        detector or default,
-        image_size=image_size,
-        level_scale=level_scale,
-        score_thresh=score_thresh,
-        train_images=train_images,
-        proposals=proposals,
-        splits=splits,
-        epochs=epochs,
-        cycles=cycles,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        vertical_flip=vertical_flip,
-        bfloat16=bfloat16,
-        half=half,
-        evaluate_every=evaluate_every,
-        seed=seed,
-    )
+    training: dict[str, Any] = {
+        "splits": splits,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "bfloat16": bfloat16,
+        "half": half,
+        "seed": seed,
+    }
+    with aside(json):
+        if restorer is not None:
+            training["steps_per_epoch"] = steps_per_epoch
+            best = train_restorer_file(out, dataset, restorer, noise, scale, channels, patch, **training)
+        else:
+            dataset = dataset or "shapes"
+            default = "fcos_resnet50_quarter" if dataset == "shapes" else "fcos_resnet50"
+            best = train_teacher_file(
+                out,
+                dataset,
+                detector or default,
+                image_size=image_size,
+                level_scale=level_scale,
+                score_thresh=score_thresh,
+                train_images=train_images,
+                proposals=proposals,
+                cycles=cycles,
+                vertical_flip=vertical_flip,
+                evaluate_every=evaluate_every,
+                **training,
+            )
+    print_teacher(best, as_json=json)
 
 
 def finetune(
@@ -125,17 +120,19 @@ def finetune(
     sparsity_pattern: Literal["unstructured", "n:m", "channels"] = "unstructured",
     rounding: Literal["nearest", "compensated"] | None = None,
     policy: Path | None = None,
-    policy_every: int = 4,
+    policy_every: int = 5,
     batch_size: int = 8,
     patch: int = 48,
     seed: int = 0,
     bfloat16: bool = False,
+    json: bool = False,
 ) -> None:
     """Quantize a teacher as a plan says and train it, without a search.
 
     Writes OUT/model.hsq, plan.json, teacher.safetensors, result.json and, for SPARK, spark.pt.
 
     Example: hsq finetune --plan uniform4 --distillation spark --steps 300 --out runs/uniform4
+    Example: hsq finetune --plan runs/photos/plan.json --teacher photos.safetensors --dataset photos/ --out runs/again
 
     :param out: a new or empty folder
     :param plan: uniform8, uniform4, uniform2, or the plan.json of a search
@@ -158,43 +155,57 @@ def finetune(
     :param patch: side of a restorer's training patches in the restored image, in pixels
     :param seed: of the batches and of the policy
     :param bfloat16: train in bfloat16: twice as fast on processors with AMX and on GPUs
+    :param json: print what OUT/result.json holds; all else goes to standard error
     """
     from agents.finetune import finetune as run
+    from agents.output import aside, print_json
     from agents.run_folder import check_new_folder
     from hsq_env.make import make_task
 
     check_new_folder(out)
-    task = make_task(dataset, teacher, splits, network, patch, batch_size=batch_size, seed=seed)
-    run(
-        task,
-        out,
-        plan,
-        distillation,
-        steps,
-        alpha,
-        activation_bits,
-        sparsity_pattern,
-        rounding,
-        policy,
-        policy_every,
-        seed,
-        bfloat16,
-        say=print,
-    )
+    with aside(json):
+        task = make_task(dataset, teacher, splits, network, patch, batch_size=batch_size, seed=seed)
+        result = run(
+            task,
+            out,
+            plan,
+            distillation,
+            steps,
+            alpha,
+            activation_bits,
+            sparsity_pattern,
+            rounding,
+            policy,
+            policy_every,
+            seed,
+            bfloat16,
+            task_settings={"dataset": dataset, "splits": splits, "patch": patch, "seed": seed},
+            say=print,
+        )
+    if json:
+        print_json(result)
 
 
-def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: int = 0) -> None:
+def shapes(out: Path, train: int = 1024, val: int = 128, test: int = 400, seed: int = 0, json: bool = False) -> None:
     """Write the generated shapes data as a COCO-layout folder.
+
+    Example: hsq shapes --out shapes/
+    Example: hsq shapes --out shapes/ --train 8000 --seed 1
 
     :param out: a folder that does not exist yet
     :param train: images
     :param val: images of the search split
     :param test: images
     :param seed: of all pictures
+    :param json: print {"folder", "images": {split: how many}}
     """
+    from agents.output import aside
+    from agents.tables import print_folder
     from detectors.shapes import write_shapes
 
-    print(f"wrote {write_shapes(out, {'train': train, 'val': val, 'test': test}, seed)}")
+    with aside(json):
+        folder = write_shapes(out, {"train": train, "val": val, "test": test}, seed)
+    print_folder("wrote", folder, as_json=json)
 
 
 def data(
@@ -202,16 +213,23 @@ def data(
     out: Path,
     splits: tuple[str, ...] = ("val2017", "train2017"),
     images: int | None = None,
+    json: bool = False,
 ) -> None:
     """Fetch COCO 2017's images and boxes as a COCO-layout folder; called again, it goes on where it stopped.
 
-    Example: hsq data coco --out coco/ --splits val2017
+    Example: hsq data coco --out coco/
+    Example: hsq data coco --out coco/ --splits val2017 --images 500
 
     :param what: "coco", the only one so far
     :param out: the folder, with room for 40 GB, or for 2 GB with val2017 alone
     :param splits: of val2017 and train2017
     :param images: how many of each split to keep, in which every category has its share; all if not given
+    :param json: print {"folder", "images": {split: how many}}; all else goes to standard error
     """
+    from agents.output import aside
+    from agents.tables import print_folder
     from detectors.download import fetch_coco
 
-    print(f"fetched {what} to {fetch_coco(out, splits, images=images)}")
+    with aside(json):
+        folder = fetch_coco(out, splits, images=images)
+    print_folder(f"fetched {what} to", folder, as_json=json)

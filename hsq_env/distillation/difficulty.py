@@ -74,6 +74,9 @@ def normalized(signal: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 over the batch; all zeros where nothing differs.
 
     :param signal: (N, grid, grid)
+
+    >>> normalized(torch.tensor([[[1.0, 3.0], [3.0, 1.0]]])).tolist()
+    [[[-1.0, 1.0], [1.0, -1.0]]]
     """
     centered = signal - signal.mean()
     return centered / centered.std(correction=0).clamp_min(SMALLEST_SPREAD)

@@ -37,6 +37,10 @@ def weights_of(actions: Tensor) -> Tensor:
 
     :param actions: (N, grid, grid)
     :return: (N, grid, grid), mean 1 over every image
+
+    >>> weights = weights_of(torch.tensor([[[0.0, 9.0], [-9.0, 0.0]]]))
+    >>> weights.mean().item(), round((weights[0, 0, 1] / weights[0, 1, 0]).item(), 3)
+    (1.0, 16.0)
     """
     raw = torch.exp(math.log(LARGEST_FACTOR) * torch.tanh(actions))
     return raw / raw.mean(dim=(1, 2), keepdim=True)

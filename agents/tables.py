@@ -1,4 +1,4 @@
-"""What the commands print, and the small jobs behind them."""
+"""What the commands print."""
 
 import json
 from collections.abc import Sequence
@@ -8,23 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from agents.model_task import model_task
-from detectors.coco import class_names, load_folder
-from detectors.errors import InputError
-from detectors.shapes import CLASS_NAMES
-from detectors.task import SHAPES, shapes_folder
-from detectors.teacher import DetectorSpec
-from detectors.train import train_teacher
-from detectors.zoo import BACKGROUND, known
+from agents.output import print_json
 from hsq_env.file import read_header
 from hsq_env.size import encoding
-from hsq_env.student import evaluate
-from restorers.images import PHOTOS, load_photos
-from restorers.teacher import DENOISERS, RestorerSpec
-from restorers.train import train_restorer
 
 LOST = {"mAP": ("points lost", 100.0), "PSNR": ("dB lost", 1.0)}
-EMBEDDED_SIDE = 128  # pixels of the generated images
 SHOWN_LAYERS = 10  # of a table of latencies
 TITLES = {
     "uniform8": "uniform 8 bit",
@@ -35,8 +23,11 @@ TITLES = {
 }
 
 
-def print_sweep(rows: list[dict[str, Any]], out: Path) -> None:
-    """The table of a sweep, the smallest models last; a star marks the front."""
+def print_sweep(rows: list[dict[str, Any]], out: Path, as_json: bool = False) -> None:
+    """The table of a sweep, the smallest models last, where a star marks the front; or sweep.json."""
+    if as_json:
+        print_json(json.loads((out / "sweep.json").read_text()))
+        return
     done = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: -row["bytes"])
     table = Table(title=f"{len(done)} of {len(rows)} searches finished")
     varied = [name for name in rows[0] if name in ("target_ratio", "seed", "reward", "detector", "algo")]
@@ -52,8 +43,11 @@ def print_sweep(rows: list[dict[str, Any]], out: Path) -> None:
         console.print(f"lost: {LOST[done[0]['metric']][0]}; written to {out / 'sweep.json'}")
 
 
-def print_table(result: dict[str, Any], out: Path) -> None:
-    """The table of a search."""
+def print_table(result: dict[str, Any], out: Path, as_json: bool = False) -> None:
+    """The table of a search, or JSON."""
+    if as_json:
+        print_json(result)
+        return
     table = Table(title=f"{result['dataset']}, {result['split']} split")
     metric = result["metric"]
     key, (lost_in, factor) = metric.lower(), LOST.get(metric, ("lost", 1.0))
@@ -76,24 +70,32 @@ def print_table(result: dict[str, Any], out: Path) -> None:
     console.print(f"Plans from {sources}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}.")
 
 
-def evaluate_file(file: Path, dataset: str | None, split: str, splits: Sequence[str] | None = None) -> dict[str, Any]:
-    """Bytes and metric of a ``.hsq`` file; the ratio too where the teacher lies beside it.
+def print_teacher(best: dict[str, Any], as_json: bool) -> None:
+    """One line, or JSON."""
+    if as_json:
+        print_json(best)
+        return
+    metric = best["metric"]
+    score = f"{best[metric.lower()]:.{4 if metric == 'mAP' else 3}f}"
+    print(
+        f"wrote {best['file']}: {metric} {score} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s"
+    )
 
-    :param dataset: the embedded data of the model's kind when None
-    :raises InputError: if the file or the data cannot be used
-    """
-    task = model_task(file, dataset, splits)
-    score, size = evaluate(task, task.stages(task.teacher), split), file.stat().st_size
-    result = {"file": str(file), "dataset": task.name, "split": split, task.metric_name.lower(): score, "bytes": size}
-    teacher = file.parent / "teacher.safetensors"
-    ratio = {"ratio": teacher.stat().st_size / size} if teacher.is_file() else {}
-    return {**result, **ratio, "metric": task.metric_name}
+
+def print_folder(done: str, folder: Path, as_json: bool) -> None:
+    """One line about a COCO-layout folder that was made, or JSON."""
+    if as_json:
+        files = sorted((folder / "annotations").glob("instances_*.json"))
+        images = {file.stem.removeprefix("instances_"): len(json.loads(file.read_text())["images"]) for file in files}
+        print_json({"folder": str(folder), "images": images})
+        return
+    print(f"{done} {folder}")
 
 
 def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
     """One line, or JSON."""
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     ratio = f", {result['ratio']:.2f}x" if "ratio" in result else ""
     where, metric = f"{result['dataset']} ({result['split']})", result["metric"]
@@ -103,7 +105,7 @@ def print_evaluation(result: dict[str, Any], as_json: bool) -> None:
 def print_exported(exported: dict[str, Any], as_json: bool) -> None:
     """One line, or JSON."""
     if as_json:
-        print(json.dumps(exported))
+        print_json(exported)
         return
     compared = f"{exported['metric']} {exported['runtime']:.4f} in onnxruntime, {exported['student']:.4f} in PyTorch"
     sizes = f"{exported['bytes']:,} bytes ({exported['hsq_bytes']:,} as .hsq)"
@@ -115,7 +117,7 @@ def print_exported(exported: dict[str, Any], as_json: bool) -> None:
 def print_bench(found: dict[str, Any], as_json: bool) -> None:
     """A table, or JSON."""
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     height, width = found["image"]
     table = Table(title=f"{found['file']}, {height}x{width} pixels, median of {found['repeats']}")
@@ -130,8 +132,11 @@ def print_bench(found: dict[str, Any], as_json: bool) -> None:
     console.print(f"{sizes[0]:,} and {sizes[1]:,} bytes as ONNX; {integer} of {of} convolutions in integers")
 
 
-def print_latency(found: dict[str, Any]) -> None:
-    """The layers that take longest, and all together."""
+def print_latency(found: dict[str, Any], as_json: bool = False) -> None:
+    """The layers that take longest, and all together; or JSON."""
+    if as_json:
+        print_json(found)
+        return
     height, width = found["image"]
     table = Table(title=f"{found['teacher']}, {height}x{width} pixels, {found['threads']} thread(s), ms")
     table.add_column("layer", no_wrap=True)
@@ -172,7 +177,7 @@ def print_info(file: Path, as_json: bool) -> None:
     """The plan as a table, or JSON."""
     header = read_header(file)
     if as_json:
-        print(json.dumps({"model": header.model, "pattern": header.pattern, **header.plan().to_json()}))
+        print_json({"model": header.model, "pattern": header.pattern, **header.plan().to_json()})
         return
     table = Table(title=f"{file}, {file.stat().st_size:,} bytes")
     table.add_column("layer", no_wrap=True)
@@ -187,76 +192,3 @@ def print_info(file: Path, as_json: bool) -> None:
         row = (entry.name, shape, str(entry.choice.bits), f"{entry.choice.sparsity:.0%}", kind)
         table.add_row(*row, str(entry.activation_bits or 32))
     Console().print(table)
-
-
-def train_teacher_file(
-    out: Path,
-    dataset: str,
-    detector: str,
-    image_size: int | None,
-    level_scale: float | None,
-    score_thresh: float,
-    train_images: int,
-    proposals: int | None = None,
-    splits: Sequence[str] | None = None,
-    **training: Any,
-) -> None:
-    """Train and say what came of it."""
-    embedded = dataset == SHAPES
-    names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
-    settings = known(detector)
-    names = (BACKGROUND, *names) if settings.background else names
-    usual = EMBEDDED_SIDE if embedded and not settings.fixed else settings.min_size
-    if settings.fixed and (image_size not in (None, usual) or level_scale not in (None, 1.0)):
-        raise InputError(
-            f"'{detector}' takes images of {usual} pixels alone: leave out --image-size and --level-scale."
-        )
-    if settings.fixed and training.get("batch_size") == 1:
-        raise InputError(f"'{detector}' does not train on one image at a time: give --batch-size 2 or more.")
-    if proposals is not None and (proposals < 1 or "rcnn" not in detector):
-        raise InputError(
-            f"{proposals} proposals of '{detector}': give 1 or more, for a Faster R-CNN alone (--proposals)."
-        )
-    image_size = image_size or usual
-    level_scale = 1.0 if settings.fixed else level_scale
-    spec = DetectorSpec(
-        detector,
-        names,
-        level_scale=level_scale or level_scale_for(image_size),
-        min_size=image_size,
-        max_size=image_size if settings.fixed else round(image_size * 1333 / 800),  # torchvision's proportion
-        score_thresh=score_thresh,
-        proposals=proposals,
-    )
-    spec.build()  # an unknown detector is refused before images are drawn
-    folder = shapes_folder({"train": train_images}) if embedded else Path(dataset)
-    loaded = load_folder(folder, names, spec.min_size, spec.max_size, splits, spec.preparation)
-    best = train_teacher(loaded, spec, out, **training)
-    print(f"wrote {out}: mAP {best['map']:.4f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
-
-
-def train_restorer_file(
-    out: Path,
-    dataset: str | None,
-    restorer: str,
-    noise: float,
-    scale: int,
-    channels: int,
-    patch: int,
-    splits: Sequence[str] | None = None,
-    **training: Any,
-) -> None:
-    """Train a restorer and say what came of it."""
-    problem = {"noise": noise} if restorer in DENOISERS else {"scale": scale}
-    spec = RestorerSpec(restorer, channels, **problem)
-    photos = load_photos(dataset or PHOTOS, channels, patch, splits)
-    best = train_restorer(photos, spec, out, patch=patch, **training)
-    print(f"wrote {out}: PSNR {best['psnr']:.3f} on the search split at epoch {best['epoch']}, {best['seconds']:.0f} s")
-
-
-def level_scale_for(image_size: int) -> float:
-    """The power of two nearest to 1.5 * image_size / 800, at most 1: 0.25 at 128 pixels, 1 from 400 on."""
-    scale = 1.0
-    while scale > 1.5 * image_size / 800 * 2**0.5:
-        scale /= 2
-    return scale

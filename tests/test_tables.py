@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_task import TinyTask
 
-from agents.report import level_scale_for, print_evaluation, print_info, print_table
+from agents.tables import print_evaluation, print_info, print_table
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import save_hsq
@@ -131,10 +131,3 @@ def test_a_file_with_unchosen_layers(
     assert ["logits", "3x16", "32", "0%", "", ""] in rows
     with pytest.raises(InputError):
         print_info(path, as_json=True)
-
-
-@pytest.mark.parametrize(
-    ("size", "scale"), [(800, 1.0), (600, 1.0), (400, 1.0), (256, 0.5), (160, 0.25), (128, 0.25), (64, 0.125)]
-)
-def test_level_scale_is_the_nearest_power_of_two(size: int, scale: float) -> None:
-    assert level_scale_for(size) == scale

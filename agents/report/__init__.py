@@ -1,0 +1,5 @@
+"""``hsq report``: what finished runs found, as one HTML file that needs nothing else.
+
+``run`` reads; ``figures``, ``layers``, ``curves`` and ``reasons`` draw and say; ``detections``, ``restorations``
+and ``pictures`` look at images; ``page`` puts it together.
+"""
