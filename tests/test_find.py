@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
-from test_algorithms import SMALL
+from test_algorithms import SMALL as UPDATES
 from tiny_task import TinyTask
 
 from agents.algorithms import ALGORITHMS, make_agent
@@ -21,6 +21,10 @@ from agents.run_folder import RunFolder
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 
+SMALL = {  # networks that learn in milliseconds
+    name: {**arguments, "policy_kwargs": {"net_arch": [32, 32]}} if name in ("sac", "td3", "ddpg") else arguments
+    for name, arguments in UPDATES.items()
+}
 ONE_PLAN = ("greedy", "ilp", "ilp_repaired", "ilp_loads")
 
 
