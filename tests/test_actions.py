@@ -70,6 +70,8 @@ def test_smaller_grids() -> None:
     codec = ACTION_SPACES["multi_discrete"]((4, 8), (0.0, 0.25, 0.5))
     assert codec.space == spaces.MultiDiscrete([2, 3])
     assert codec.choices[codec.decode((1, 2))] == Choice(8, 0.5)
+    for kind in ACTION_SPACES.values():
+        assert kind((4, 8), (0.0, 0.25, 0.5)).choices == choice_grid((4, 8), (0.0, 0.25, 0.5))
 
 
 # ---- actions that say alpha

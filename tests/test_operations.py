@@ -1,11 +1,13 @@
 """Bit operations by hand."""
 
+from dataclasses import replace
+
 import pytest
 from tiny_task import TinyTask
 
 from hsq_env.choices import Choice
 from hsq_env.env import HSQEnv
-from hsq_env.operations import bit_operations
+from hsq_env.operations import bit_operations, operation_shares
 from hsq_env.student import LayerInfo
 
 
@@ -25,6 +27,28 @@ def test_per_multiplication(
 ) -> None:
     for info in infos:
         assert bit_operations(info, choice, activation_bits) == info.macs * per_mac
+
+
+def test_whole_channels_count_as_many_as_are_dropped(infos: tuple[LayerInfo, ...]) -> None:
+    info = replace(infos[1], shape=(4, 3, 1, 1), macs=300)
+    assert bit_operations(info, Choice(4, 0.5), 8, "channels") == pytest.approx(200 * 4 * 8)  # one of three
+    assert bit_operations(info, Choice(4, 0.25), 8, "channels") == 300 * 4 * 8  # none
+    assert bit_operations(info, Choice(4, 0.5), 8) == bit_operations(info, Choice(4, 0.5), 8, "n:m") == 150 * 4 * 8
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "channels"])
+@pytest.mark.parametrize("activation_bits", [8, None, "match"])
+def test_shares_are_of_all_layers_in_float32(
+    infos: tuple[LayerInfo, ...], activation_bits: int | str | None, pattern: str
+) -> None:
+    choices = (Choice(2, 0.75), Choice(4), Choice(8, 0.5))
+    found = operation_shares(infos, choices, activation_bits, pattern)
+    every = sum(info.macs for info in infos) * 1024
+    for row, info in zip(found, infos, strict=True):
+        own = [bit_operations(info, choice, activation_bits, pattern) for choice in choices]
+        assert row.tolist() == pytest.approx([7 * operations / every for operations in own], rel=1e-12)
+    plain = operation_shares(infos, choices, activation_bits)
+    assert (found.tolist() == plain.tolist()) == (pattern == "unstructured")
 
 
 @pytest.mark.parametrize("activation_bits", [8, None, "match"])

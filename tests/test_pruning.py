@@ -34,6 +34,8 @@ def test_exactly_the_smallest_are_removed(shape: tuple[int, ...], sparsity: floa
 def test_equal_magnitudes_are_removed_from_the_front() -> None:
     mask = magnitude_mask(torch.tensor([[1.0, -1.0, 1.0, -1.0]]), 0.5)
     assert mask is not None and mask.tolist() == [[False, False, True, True]]
+    many = magnitude_mask(torch.ones(5, 400), 0.25)
+    assert many is not None and many.flatten().tolist() == [False] * 500 + [True] * 1500
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
@@ -49,6 +51,7 @@ def test_pattern_keeps_the_largest_of_each_four(sparsity: float) -> None:
 
 def test_pattern_needs_a_fan_in_that_is_a_multiple_of_four() -> None:
     assert follows_pattern((8, 4, 3, 3), "n:m") and follows_pattern((3, 16), "n:m")
+    assert not follows_pattern((8, 6), "n:m") and not follows_pattern((8, 2, 3, 3), "n:m")
     assert not follows_pattern((8, 3, 3, 3), "n:m") and not follows_pattern((8, 4, 3, 3), "unstructured")
 
 

@@ -84,6 +84,7 @@ def test_table_has_layers_in_rows(infos: tuple[LayerInfo, ...]) -> None:
     table = size_table(infos, choices, "n:m", quantized_input=False)
     assert table.shape == (7, 12) and table.dtype == np.int64
     assert table[3, 5] == layer_bytes(infos[3], choices[5], "n:m", quantized_input=False)
+    assert size_table(infos, choices)[3, 5] == layer_bytes(infos[3], choices[5], "unstructured", quantized_input=True)
 
 
 @pytest.mark.parametrize("activation_bits", [8, None])
