@@ -224,11 +224,12 @@ def devices() -> Iterator[Finding]:
         remedy = "install a torch for this driver's CUDA, and see whether nvidia-smi answers"
         yield Finding("devices", "cuda", NOTE, f"there seems to be an NVIDIA GPU; torch's CUDA is {kind}", remedy)
     flags = set(re.findall(r"\w+", _cpuinfo("flags") or _cpuinfo("Features")))
-    yield _bfloat16(bool({"amx_bf16", "avx512_bf16", "bf16"} & flags))
+    yield _bfloat16(bool("amx_bf16" in flags))
 
 
 def _bfloat16(fast: bool) -> Finding:
-    return Finding("devices", "bfloat16", OK, "fast: --bfloat16 helps" if fast else "not fast: leave out --bfloat16")
+    helps = "fast: --bfloat16 helps full-width networks" if fast else "not fast: leave out --bfloat16"
+    return Finding("devices", "bfloat16", OK, helps)
 
 
 def _processor() -> str:

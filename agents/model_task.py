@@ -9,6 +9,7 @@ from torch import nn
 
 from detectors.coco import load_folder
 from detectors.errors import InputError
+from detectors.shapes import CLASS_NAMES
 from detectors.task import SHAPES, DetectionTask, shapes_folder
 from detectors.teacher import DetectorSpec, freeze, spec_from_json
 from hsq_env.file import load_hsq, read_header
@@ -71,6 +72,8 @@ def model_task(
         photos = load_photos(name, spec.channels, patch, splits)
         return RestorationTask(name, model, spec, photos, patch=patch, **images)
     name = dataset or SHAPES
+    if dataset is None and not set(CLASS_NAMES) <= set(spec.classes):
+        raise InputError(f"The model of {file} was not made for the embedded data: give its own with --dataset FOLDER.")
     folder = shapes_folder() if name == SHAPES else Path(name)
     loaded = load_folder(folder, spec.classes, spec.min_size, spec.max_size, splits, spec.preparation)
     return DetectionTask(name, model, spec, loaded, search_images=None, **images)

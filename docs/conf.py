@@ -20,7 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
 # Libraries whose names stand in signatures are not linked: building needs no network.
-nitpick_ignore_regex = [("py:.*", generated.FOREIGN)]
+nitpick_ignore_regex = [("py:.*", generated.FOREIGN), ("py:class", r".*\.Item")]  # the latter a type variable
 
 myst_enable_extensions = ["deflist", "fieldlist"]
 smartquotes = False  # what is quoted may be typed

@@ -127,6 +127,8 @@ def test_shell_lines_would_be_taken(page: Path) -> None:
             assert importlib.util.find_spec(words[2]), line
         elif program == "python":
             assert (ROOT / words[1]).is_file(), line
+        elif program == "export":
+            assert re.fullmatch(r"[A-Z_]+=\w+", words[1]), line
         else:
             assert program == "python3.11", line
 
