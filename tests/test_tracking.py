@@ -139,6 +139,7 @@ class Seen:
         self.summary: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.exit_code = None
+        wandb.teardown()  # its service may still be writing
         for record in records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
