@@ -4,7 +4,8 @@
 export OMP_WAIT_POLICY := PASSIVE
 
 VENV := .venv
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+FOR_CONTRIBUTORS := $(VENV)/.installed-dev
 RUNS := runs
 # Minutes instead of hours; on so small a network a second thread makes nothing faster.
 QUICK := --warm-start ilp --episodes 2 --finetune-steps 100 --search-images 48 --calibration-images 8
@@ -17,21 +18,25 @@ PACKAGES := $(wildcard detectors restorers hsq_env agents benchmarks examples do
 
 .PHONY: setup search peers docs test test-long coverage mutants lint format clean
 
-setup: $(STAMP)
+setup: $(FOR_CONTRIBUTORS)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@for python in python3.11 python3; do \
 		if $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
 			exec $$python -m venv $(VENV); \
 		fi; \
 	done; \
 	echo "Python 3.11 was found neither as python3.11 nor as python3: install it first." >&2; exit 2
+	$(VENV)/bin/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(FOR_CONTRIBUTORS): $(INSTALLED)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev]'
 	@# RL Zoo asks for a video library that does not go with today's Pillow; only a test and an example use RL Zoo.
 	$(VENV)/bin/python -m pip install --no-deps -c constraints.txt rl_zoo3 sb3-team-hf-integration
 	@touch $@
 
-search: setup
+search: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/hsq search $(QUICK) --out $(RUNS)/shapes-$$(date +%Y%m%d-%H%M%S)
 
 peers: setup
