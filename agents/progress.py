@@ -1,4 +1,7 @@
-"""One line at the foot of the terminal: what is being done, the best so far, the time left. Nothing elsewhere."""
+"""One line at the foot of the terminal: what is being done, the best so far, the time left.
+
+Elsewhere, in a log say, a line for each kind of work that takes long, once.
+"""
 
 import os
 import sys
@@ -12,13 +15,14 @@ from detectors.progress import Work, listening
 
 EVERY = 0.1  # seconds between two drawings
 USUAL_COLUMNS = 80
+LONG = 60.0  # seconds after which work is worth a line of a log
 
 
 @contextmanager
 def shown() -> Iterator[None]:
     """Inside, long work is shown if standard error is a terminal; what is printed meanwhile goes above the line."""
     if not sys.stderr.isatty():
-        with listening(lambda works: None):
+        with listening(LongWork(sys.stderr).note):
             yield
         return
     line, streams = Line(sys.stderr), (sys.stdout, sys.stderr)
@@ -30,6 +34,29 @@ def shown() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = streams
         line.close()
+
+
+class LongWork:
+    """Writes a line when a kind of work has taken long, so that who reads a log knows what is going on.
+
+    :param clock: in seconds
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock, self._owner = stream, clock, os.getpid()
+        self._named: set[str] = set()
+
+    def note(self, works: Sequence[Work]) -> None:
+        """Write it, of the outermost work with a length that has taken so long and was not named yet."""
+        if os.getpid() != self._owner:
+            return
+        now = self._clock()
+        for number, work in enumerate(works, start=1):
+            if work.total is not None and work.done and work.what not in self._named and now - work.started >= LONG:
+                self._named.add(work.what)
+                parts = (_place(work), work.note, _left(works[number - 1 :], now))
+                print(" | ".join(part for part in parts if part), file=self._stream, flush=True)
+                return
 
 
 class Line:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from agents.output import print_json
@@ -37,8 +38,7 @@ def print_sweep(rows: list[dict[str, Any]], out: Path, as_json: bool = False) ->
         factor = LOST[row["metric"]][1]
         figures = (f"{row['ratio']:.2f}x", f"{row['bytes']:,}", f"{row['value']:.4f}", f"{factor * row['lost']:.2f}")
         table.add_row(*(str(row[name]) for name in varied), *figures, "*" if row["front"] else "")
-    console = Console()
-    console.print(table)
+    console = _shown(table)
     if done:
         console.print(f"lost: {LOST[done[0]['metric']][0]}; written to {out / 'sweep.json'}")
 
@@ -64,10 +64,11 @@ def print_table(result: dict[str, Any], out: Path, as_json: bool = False) -> Non
             f"{row['bytes']:,}",
             f"{row['ratio']:.2f}x",
         )
-    console = Console()
-    console.print(table)
+    console = _shown(table)
     sources = " and ".join(dict.fromkeys(row["source"] for row in result["methods"].values() if "source" in row))
-    console.print(f"Plans from {sources}; {result['episodes']} episodes, {result['seconds']:.0f} s. Written to {out}.")
+    count = result["episodes"]
+    episodes = "1 episode" if count == 1 else f"{count} episodes"
+    console.print(f"Plans from {sources}; {episodes}, {result['seconds']:.0f} s. Written to {out}.")
 
 
 def print_teacher(best: dict[str, Any], as_json: bool) -> None:
@@ -126,8 +127,7 @@ def print_bench(found: dict[str, Any], as_json: bool) -> None:
     for row in found["speeds"]:
         milliseconds = (f"{1000 * row[name]:.1f} ms" for name in ("float32", "compressed"))
         table.add_row(str(row["threads"]), *milliseconds, f"{row['times']:.2f}")
-    console = Console()
-    console.print(table)
+    console = _shown(table)
     sizes, (integer, of) = found["bytes"], found["integer"]
     console.print(f"{sizes[0]:,} and {sizes[1]:,} bytes as ONNX; {integer} of {of} convolutions in integers")
 
@@ -147,8 +147,7 @@ def print_latency(found: dict[str, Any], as_json: bool = False) -> None:
     for layer in longest:
         table.add_row(layer["name"], *(f"{1000 * layer['seconds'][key]:.3f}" for key in shown))
     table.add_row("all layers", *(f"{1000 * found['seconds'][key]:.2f}" for key in shown))
-    console = Console()
-    console.print(table)
+    console = _shown(table)
     shares = [key for key in found["seconds"] if "/" in key]
     for bits in dict.fromkeys(key.split("/")[0] for key in shares):
         own = [(key.split("/")[1], found["seconds"][key]) for key in shares if key.startswith(bits + "/")]
@@ -167,8 +166,7 @@ def print_leaderboard(rows: Sequence[dict[str, Any]], refused: dict[str, str]) -
         verdict = "best of its size" if row["front"] else "" if row["holds"] else "wrong: " + ", ".join(row["broken"])
         lost = f"{factor * row['lost']:.2f} {unit.removesuffix(' lost')}"
         table.add_row(name, row["dataset"], lost, f"{row['bytes']:,}", f"{row['ratio']:.2f}x", verdict)
-    console = Console()
-    console.print(table)
+    console = _shown(table)
     for sentence in refused.values():
         console.print(f"not checked: {sentence}")
 
@@ -181,8 +179,9 @@ def print_info(file: Path, as_json: bool) -> None:
         return
     table = Table(title=f"{file}, {file.stat().st_size:,} bytes")
     table.add_column("layer", no_wrap=True)
-    for column in ("shape", "bits", "sparsity", "zeros stored as", "activation bits"):
-        table.add_column(column)
+    for column in ("shape", "bits", "sparsity", "stored as", "inputs"):
+        table.add_column(column, overflow="fold")
+    table.caption = "inputs: bits of the activations that the layer takes"
     for entry in header.layers:
         shape = "x".join(map(str, entry.shape))
         if entry.choice is None:
@@ -191,4 +190,16 @@ def print_info(file: Path, as_json: bool) -> None:
         kind = encoding(entry.shape, entry.choice, header.pattern).kind
         row = (entry.name, shape, str(entry.choice.bits), f"{entry.choice.sparsity:.0%}", kind)
         table.add_row(*row, str(entry.activation_bits or 32))
-    Console().print(table)
+    _shown(table)
+
+
+def _shown(table: Table) -> Console:
+    """Print a table; what is printed to.
+
+    Files and pipes get lines as long as it takes, a terminal those that it has room for.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, Measurement.get(console, console.options, table).maximum)
+    console.print(table)
+    return console

@@ -10,7 +10,7 @@ from typing import Any
 from agents.finalists import UNIFORM_BITS, finetuned
 from agents.run_folder import digest_of
 from detectors.errors import InputError
-from detectors.progress import Work, work
+from detectors.progress import Work, say, work
 from detectors.task import SHAPES
 from hsq_env.channels import channel_groups, shared_inputs
 from hsq_env.choices import Choice, Plan
@@ -46,7 +46,8 @@ class Check:
     def sentence(self) -> str:
         """For a person."""
         if self.holds:
-            return f"{self.figure}: {_text(self.claimed)} holds (found {_text(self.found)})"
+            beside = "" if _text(self.found) == _text(self.claimed) else f" (found {_text(self.found)})"
+            return f"{self.figure}: {_text(self.claimed)} holds{beside}"
         return f"{self.figure}: {_text(self.claimed)} does not hold (found {_text(self.found)})"
 
 
@@ -88,7 +89,7 @@ def validate(
     dataset: str | None = None,
     splits: Sequence[str] | None = None,
     replay: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> list[Check]:
     """Check every figure of a run's table.
 

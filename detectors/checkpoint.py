@@ -2,7 +2,8 @@
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,23 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Any, schedule: Any,
     parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
     torch.save({**parts, "state": state}, beside)
     beside.replace(path)
+
+
+@contextmanager
+def going_on_from(path: Path) -> Iterator[None]:
+    """Inside, an interruption says how the training goes on.
+
+    :param path: of the checkpoint
+    :raises KeyboardInterrupt: with that sentence
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not path.exists():
+            raise KeyboardInterrupt("Interrupted before the first epoch had ended: nothing is kept.") from None
+        raise KeyboardInterrupt(
+            f"Interrupted: the same command again goes on after the last whole epoch, from {path}."
+        ) from None
 
 
 def restore_checkpoint(

@@ -267,10 +267,15 @@ def load_folder(
     wanted = SPLIT_NAMES if split_names is None else _given_splits(folder, split_names)
     found = {role: _find_split(folder, names) for role, names in wanted.items()}
     if found["train"] is None or found["search"] is None:
-        missing = " and ".join(
-            f"instances_{SPLIT_NAMES[role][0]}.json" for role in ("train", "search") if found[role] is None
+        missing = [
+            f"{what}: instances_{SPLIT_NAMES[role][1]}.json or instances_{SPLIT_NAMES[role][0]}.json"
+            for role, what in (("train", "training"), ("search", "validation"))
+            if found[role] is None
+        ]
+        raise InputError(
+            f"{folder / 'annotations'} has no annotations for {', nor for '.join(missing)}: add the file, or name your "
+            "splits with --splits."
         )
-        raise InputError(f"{folder / 'annotations'} lacks {missing} (or the plain-named form): add the annotations.")
     splits = {}
     for role, name in found.items():
         if name is not None:

@@ -125,7 +125,7 @@ def each(items: Iterable[Item], what: str, total: int | None = None) -> Iterator
 def say(line: str) -> None:
     """Print a line, above a bar if there is one."""
     if _listeners:
-        print(line)  # who listens sees to it
+        print(line, flush=True)  # who listens sees to the bar; a log is read while it grows
         return
     from tqdm import tqdm
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from detectors.architecture import architecture_of
 from detectors.backbone import fold_batch_norm
-from detectors.checkpoint import gradient_step, restore_checkpoint, save_checkpoint
+from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoint, save_checkpoint
 from detectors.coco import Batch, CocoSplit, make_batch
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
@@ -107,7 +107,7 @@ def train_teacher(
         state = restore_checkpoint(
             checkpoint_path, model, optimizer, schedule, lambda saved: saved["schedule"]["total_steps"] == total
         )
-    with work("epoch", per_cycle * cycles, state["epoch"]) as training:
+    with going_on_from(checkpoint_path), work("epoch", per_cycle * cycles, state["epoch"]) as training:
         for epoch in range(state["epoch"], per_cycle * cycles):
             started = time.monotonic()
             if epoch and epoch % per_cycle == 0:
@@ -122,7 +122,9 @@ def train_teacher(
                     state["best"] = {"map": score, "epoch": epoch + 1}
                     write_atomically(out, teacher_bytes(folded.cpu(), spec, torch.float16 if half else torch.float32))
                 say(f"epoch {epoch + 1}/{epochs}: loss {loss:.3f}, search mAP {score:.4f}")
-            training.say(f"best mAP {state['best']['map']:.4f} at epoch {state['best']['epoch']}, loss {loss:.3f}")
+            best = state["best"]
+            measured = f"best mAP {best['map']:.4f} at epoch {best['epoch']}, " if best["epoch"] > 0 else ""
+            training.say(f"{measured}loss {loss:.3f}")
             training.advance()
             state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.monotonic() - started
             save_checkpoint(checkpoint_path, model, optimizer, schedule, state)

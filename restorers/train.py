@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detectors.checkpoint import gradient_step, restore_checkpoint, save_checkpoint
+from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoint, save_checkpoint
 from detectors.errors import InputError
 from detectors.progress import each, say, work
 from detectors.teacher import freeze, write_atomically
@@ -67,7 +67,7 @@ def train_restorer(
         state = restore_checkpoint(
             checkpoint, model, optimizer, schedule, lambda saved: saved["state"]["total"] == total
         )
-    with work("epoch", epochs, state["epoch"]) as training:
+    with going_on_from(checkpoint), work("epoch", epochs, state["epoch"]) as training:
         for epoch in range(state["epoch"], epochs):
             started = time.monotonic()
             steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)

@@ -334,6 +334,25 @@ def test_an_unknown_agent(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistyped_flag(tmp_path: Path, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["search", "--datset", "photos/"])
+    said = capsys.readouterr()
+    assert error.value.code == 2
+    text = said.out + said.err
+    assert "--dataset STR" in text and "hsq search --help" in text and "hsq finetune" not in text
+
+
+def test_help_shows_what_a_flag_takes(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    text = capsys.readouterr().out
+    assert "usage: hsq finetune" in text and "{None}" not in text and "default: None" not in text
+    for flag in ("--teacher PATH", "--alpha FLOAT", "--splits STR [STR ...]", "--rounding {nearest,compensated}"):
+        assert flag in text
+    assert "--activation-bits INT|None" in text  # whose default is 8
+
+
 def test_an_unknown_flag_or_command(tmp_path: Path, capsys: Captured) -> None:
     for arguments in (["search", "--out", str(tmp_path / "run"), "--target", "8"], ["serch"]):
         with pytest.raises(SystemExit) as end:

@@ -21,7 +21,7 @@ from test_cli_resume import SCRIPT
 import agents.progress
 from agents.callbacks import Episode
 from agents.explore import SearchLog
-from agents.progress import EVERY, Above, Line, fitting, shown
+from agents.progress import EVERY, Above, Line, LongWork, fitting, shown
 from agents.training_progress import TrainingProgress
 from detectors.progress import Work, each, listening, say, work
 from hsq_env.choices import Choice, Plan
@@ -252,6 +252,30 @@ def test_streams_are_put_back(terminal: Terminal, monkeypatch: pytest.MonkeyPatc
     assert (sys.stdout, sys.stderr) == (out, terminal)
     assert out.getvalue() == "to the file\n" and terminal.rows() == ["to the terminal", ""]
     assert "step 0/3" in terminal.getvalue()
+
+
+def test_a_log_names_long_work_once() -> None:
+    log, now = io.StringIO(), [0.0]
+    long_work = LongWork(log, clock=lambda: now[0])
+    search, episodes, layers = begun("search", None, note="best 8x"), begun("episode", 10), begun("layer", 4)
+    for now[0], episodes.done, layers.done in ((59.0, 1, 1), (60.0, 2, 1), (61.0, 2, 2), (70.0, 3, 0), (90.0, 3, 1)):
+        long_work.note([search, episodes, layers])
+    long_work.note([])
+    assert log.getvalue().splitlines() == ["episode 2/10 | 02:46 left", "layer 2/4 | 01:01 left"]
+
+
+def test_a_log_does_not_name_work_of_which_nothing_is_done() -> None:
+    log = io.StringIO()
+    LongWork(log, clock=lambda: 100.0).note([begun("step", 10)])
+    assert not log.getvalue()
+
+
+def test_only_the_process_of_the_command_writes_to_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    long_work = LongWork(log, clock=lambda: 100.0)
+    monkeypatch.setattr(agents.progress.os, "getpid", lambda: -1)  # type: ignore[attr-defined]
+    long_work.note([begun("step", 10, 1)])
+    assert not log.getvalue()
 
 
 def test_without_a_terminal_nothing_is_shown(capsys: Captured) -> None:

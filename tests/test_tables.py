@@ -16,9 +16,9 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are not cut off."""
-    monkeypatch.setenv("COLUMNS", "200")
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that go to a file or a pipe are not cut off, whatever the terminal's width."""
+    monkeypatch.setenv("COLUMNS", "64")
 
 
 def cells(text: str) -> list[list[str]]:

@@ -115,7 +115,7 @@ def test_interrupted_training_goes_on_as_if_nothing_happened(
     out = tmp_path / "folder" / "resumed"
     with monkeypatch.context() as patch:
         _interrupt_in_epoch(2, patch)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match=f"the same command again goes on .* from {out}.checkpoint"):
             _train(splits, out, evaluate_every=2)
     assert [path.name for path in out.parent.iterdir()] == ["resumed.checkpoint"]
     result = _train(splits, out, evaluate_every=2)
@@ -142,6 +142,15 @@ def test_existing_file_is_refused(splits: dict[str, CocoSplit], tmp_path: Path) 
 def test_too_few_images_for_a_batch(splits: dict[str, CocoSplit], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="The training split has 8 images, fewer than one batch of 16"):
         train_teacher(splits, SPEC, tmp_path / "teacher", batch_size=16)
+
+
+def test_training_that_is_interrupted_too_early(
+    splits: dict[str, CocoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt_in_epoch(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="before the first epoch had ended: nothing is kept"):
+        _train(splits, tmp_path / "teacher")
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoint_of_other_arguments_is_refused(

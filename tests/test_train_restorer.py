@@ -51,7 +51,7 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path, monkeypatch: py
         return train(*given)
 
     monkeypatch.setattr(restorers.train, "_train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"the same command again goes on .*parts\.safetensors\.check"):
         train_restorer(splits(1), SPEC, parts, epochs=3, **SETTINGS)
     with pytest.raises(InputError, match="does not fit these arguments"):
         train_restorer(splits(1), SPEC, parts, epochs=5, **SETTINGS)

@@ -101,7 +101,8 @@ def search(
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg; a baseline: uniform, random, greedy, ilp,
         ilp_repaired, ilp_loads, tpe, nsga2, local; or module:factory of your own
-    :param episodes: each decides every layer once; the paper uses 1000; 5 if nothing limits the search
+    :param episodes: of the agent, which come after the plans that it starts from; each decides every layer once; the
+        paper uses 1000; 5 if nothing limits the search
     :param evaluations: students that may be measured in the search, one for each new step
     :param time_budget: seconds of the agent's training, whichever ends first
     :param target_ratio: teacher bytes over student bytes; 8 if nothing else bounds the search
