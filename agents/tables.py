@@ -14,6 +14,7 @@ from hsq_env.file import read_header
 from hsq_env.size import encoding
 
 LOST = {"mAP": ("points lost", 100.0), "PSNR": ("dB lost", 1.0)}
+MOST_COLUMNS = 10_000  # of a line of a file
 SHOWN_LAYERS = 10  # of a table of latencies
 TITLES = {
     "uniform8": "uniform 8 bit",
@@ -200,6 +201,7 @@ def _shown(table: Table) -> Console:
     """
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, Measurement.get(console, console.options, table).maximum)
+        unlimited = console.options.update(max_width=MOST_COLUMNS)
+        console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
     console.print(table)
     return console

@@ -72,6 +72,7 @@ class Bench:
     :param repair_steps: minibatches in a step
     :param finetune_steps: of the long fine-tuning
     :param finalists: plans of each target that get it
+    :param bfloat16: fine-tune in bfloat16
     """
 
     task: dict[str, Any]
@@ -79,11 +80,13 @@ class Bench:
     repair_steps: int
     finetune_steps: int
     finalists: int
+    bfloat16: bool = False
 
 
+ON_PHOTOS = {"search_images": 8, "pool_images": 16, "calibration_images": 8, "batch_size": 4}
 BENCHES = {
     "embedded": Bench({"search_images": 64, "pool_images": 64, "calibration_images": 16}, 1000, 4, 150, 2),
-    "bccd": Bench({"search_images": 8, "pool_images": 16, "calibration_images": 8, "batch_size": 4}, 600, 2, 60, 1),
+    "bccd": Bench(ON_PHOTOS, 600, 2, 120, 1, bfloat16=True),
 }
 
 
@@ -109,7 +112,7 @@ class Runner:
         return detection_task(dataset, None, self.teacher, seed=seed, **self.bench.task)
 
     def _settings(self) -> dict[str, Any]:
-        return {"reward": "divergence", "alpha": 0.0, "beta": 1.0}
+        return {"reward": "divergence", "alpha": 0.0, "beta": 1.0, "bfloat16": self.bench.bfloat16}
 
     def plans(self) -> Iterator[dict[str, Any]]:
         """Uniform bits and the integer program's plan of each target, as they are and fine-tuned."""

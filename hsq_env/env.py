@@ -124,7 +124,7 @@ class HSQEnv(gym.Env[Observation, Any]):
     - `table_megabytes`: memory for what came of choices made before, so that repeating them costs nothing
     - `distillation`: `"akd"`; `"akd+spark"`, in which a policy weighs its places; `"spark"`, the same without a task
       loss; `policy_episodes`: in which that policy learns. Between these episodes equal actions give other rewards
-    - `bfloat16`: fine-tune under bfloat16 autocast, twice as fast on processors with AMX and on GPUs
+    - `bfloat16`: fine-tune under bfloat16 autocast, twice as fast on GPUs and many processors
     - `sensitivities`: (layers, choices), measured on first use and kept on disk when None
     - `observe_repaired`: show agents the sensitivities after a repair too; measuring them costs a step per choice
     - `render_mode`: `"ansi"` or `"rgb_array"`

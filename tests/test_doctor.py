@@ -103,15 +103,34 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "word"), [("fpu amx_bf16", "fast"), ("fpu avx512_bf16", "not fast"), ("fpu avx2", "not fast")]
+    ("times", "advice"),
+    [
+        (2.34, "2.3 times as fast as float32, measured: --bfloat16 helps"),
+        (0.8, "0.8 times as fast"),
+        (1.1, "1.1 times"),
+    ],
 )
-def test_a_processor(monkeypatch: pytest.MonkeyPatch, flags: str, word: str) -> None:
-    told = {"flags": flags, "model name": "Some CPU"}
-    monkeypatch.setattr(agents.doctor, "_cpuinfo", lambda key: told.get(key, ""))
+def test_a_processor(monkeypatch: pytest.MonkeyPatch, times: float, advice: str) -> None:
+    monkeypatch.setattr(agents.doctor, "_cpuinfo", {"model name": "Some CPU"}.get)
+    monkeypatch.setattr(agents.doctor, "_times_faster_in_bfloat16", lambda: times)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(agents.doctor.shutil, "which", lambda name: None)  # type: ignore[attr-defined]
     found = by_name(devices)
-    assert found["cpu"].found.startswith("Some CPU") and found["bfloat16"].found.split(":")[0] == word
+    assert found["cpu"].found.startswith("Some CPU") and found["bfloat16"].found.startswith(advice)
+    assert ("leave out" in found["bfloat16"].found) == (times < 1.2)
+
+
+def test_bfloat16_is_really_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], []
+
+    def clock() -> float:  # 4 seconds in float32, 1 in bfloat16, in turn
+        calls.append(1)
+        now[0] += (4.0, 1.0)[(len(calls) - 1) // 2 % 2] if len(calls) % 2 == 0 else 0.0
+        return now[0]
+
+    monkeypatch.setattr(agents.doctor.time, "perf_counter", clock)  # type: ignore[attr-defined]
+    assert agents.doctor._times_faster_in_bfloat16() == 4.0
+    assert len(calls) == 4 * agents.doctor.REPEATS
 
 
 def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,7 @@ def test_a_log_names_long_work_once() -> None:
     for now[0], episodes.done, layers.done in ((59.0, 1, 1), (60.0, 2, 1), (61.0, 2, 2), (70.0, 3, 0), (90.0, 3, 1)):
         long_work.note([search, episodes, layers])
     long_work.note([])
-    assert log.getvalue().splitlines() == ["episode 2/10 | 02:46 left", "layer 2/4 | 01:01 left"]
+    assert log.getvalue().splitlines() == ["episode 2/10 | 03:26 left", "layer 2/4 | 01:01 left"]
 
 
 def test_a_log_does_not_name_work_of_which_nothing_is_done() -> None:

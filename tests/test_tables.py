@@ -112,7 +112,7 @@ def test_a_plan(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path, ca
     }
     print_info(path, as_json=False)
     text = capsys.readouterr().out
-    assert f"{path.stat().st_size:,} bytes" in text
+    assert f"{path.stat().st_size:,} bytes" in " ".join(text.split())
     rows = cells(text)
     assert ["stem", "16x1x3x3", "8", "0%", "dense", "8"] in rows
     assert ["block1.conv1", "16x16x3x3", "4", "75%", "bitmask", "8"] in rows

@@ -138,7 +138,8 @@ def search(
         channels, which makes networks faster too
     :param distillation: akd; akd+spark, in which a policy weighs its places; spark, the same without a task loss
     :param patch: side of a restorer's patches in the restored image, in pixels
-    :param bfloat16: fine-tune in bfloat16: twice as fast on processors with AMX and on GPUs, for full-width detectors
+    :param bfloat16: fine-tune in bfloat16: twice as fast on GPUs and many processors (hsq doctor), for full-width
+        detectors
     :param checkpoint_minutes: between two checkpoints, from which --resume goes on
     :param trust_checkpoints: resume from checkpoints that another user or machine wrote, which can run any code
     :param json: print what OUT/result.json holds in place of the table; all else goes to standard error

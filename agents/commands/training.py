@@ -56,7 +56,7 @@ def teacher(
         MobileNet, if not given, of which small images need fewer; training looks at no more per image either
     :param train_images: how many "shapes" to draw for training
     :param vertical_flip: augment with vertical flips too
-    :param bfloat16: convolutions in bfloat16: twice as fast on processors with AMX and on GPUs
+    :param bfloat16: convolutions in bfloat16: twice as fast on GPUs and many processors (hsq doctor)
     :param half: write float16 weights
     :param evaluate_every: epochs between measurements on the search split
     :param restorer: a restorer in place of a detector, with epochs, batch size, learning rate from above
@@ -154,7 +154,7 @@ def finetune(
     :param batch_size: images per step
     :param patch: side of a restorer's training patches in the restored image, in pixels
     :param seed: of the batches and of the policy
-    :param bfloat16: train in bfloat16: twice as fast on processors with AMX and on GPUs
+    :param bfloat16: train in bfloat16: twice as fast on GPUs and many processors (hsq doctor)
     :param json: print what OUT/result.json holds; all else goes to standard error
     """
     from agents.finetune import finetune as run
