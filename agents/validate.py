@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     text = str(value)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return f"sha256 {text[:12]}..."
     return text if len(text) <= 120 else text[:117] + "..."
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from agents.cli import main
 from agents.run_folder import digest_of
-from agents.validate import METHODS, ranked, read_record, standing, validate
+from agents.validate import METHODS, Check, ranked, read_record, standing, validate
 from detectors.errors import InputError
 from hsq_env import compensation
 from restorers.networks import DnCNN
@@ -306,3 +306,12 @@ def test_standings_carry_what_is_broken(honest: Path) -> None:
     record = read_record(honest)
     assert row["lost"] == record["teacher"]["psnr"] - record["methods"]["hsq"]["psnr"]
     assert row["holds"] and row["broken"] == [] and row["ratio"] == record["methods"]["hsq"]["ratio"]
+
+
+def test_a_check_in_words() -> None:
+    same, other = "ab" * 32, "cd" * 32
+    assert Check("model.hsq", same, same, True).sentence() == "model.hsq: sha256 abababababab... holds"
+    broken = "model.hsq: sha256 abababababab... does not hold (found sha256 cdcdcdcdcdcd...)"
+    assert Check("model.hsq", same, other, False).sentence() == broken
+    assert Check("hsq.map", 0.5, 0.5001, True).sentence() == "hsq.map: 0.5000 holds (found 0.5001)"
+    assert Check("hsq.map", 0.5, 0.50001, True).sentence() == "hsq.map: 0.5000 holds"
