@@ -18,6 +18,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from agents.callbacks import Episode
+from agents.front import front
 from agents.ray_workers import connect, disconnect
 from agents.run_folder import CHECKPOINTS, SETTINGS, write_json
 from agents.trial_progress import TrialProgress
@@ -279,11 +280,8 @@ def row_of(combination: dict[str, Any], folder: Path) -> dict[str, Any]:
 def mark_front(rows: list[dict[str, Any]]) -> None:
     """Mark finished trials that no other one of their detector beats in both bytes and what is lost."""
     done = [row for row in rows if row["state"] == "finished"]
-    for row in done:
-        rivals = [other for other in done if other.get("detector") == row.get("detector")]
-        row["front"] = not any(
-            (other["bytes"], other["lost"]) != (row["bytes"], row["lost"])
-            and other["bytes"] <= row["bytes"]
-            and other["lost"] <= row["lost"]
-            for other in rivals
-        )
+    for detector in {row.get("detector") for row in done}:
+        rivals = [row for row in done if row.get("detector") == detector]
+        unbeaten = front([(-row["bytes"], -row["lost"]) for row in rivals])
+        for index, row in enumerate(rivals):
+            row["front"] = index in unbeaten

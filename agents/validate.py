@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.finalists import UNIFORM_BITS, finetuned
+from agents.front import front
 from agents.run_folder import digest_of
 from detectors.errors import InputError
 from detectors.progress import Work, say, work
@@ -291,16 +292,12 @@ def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Adds ``"front"``: whether no row of the same data, model and metric that holds is both smaller and better.
     """
-
-    def beaten(row: dict[str, Any]) -> bool:
-        return any(
-            all(other[name] == row[name] for name in ("dataset", "model", "metric"))
-            and other["holds"]
-            and other["ratio"] >= row["ratio"]
-            and other["lost"] <= row["lost"]
-            and (other["ratio"], other["lost"]) != (row["ratio"], row["lost"])
-            for other in rows
-        )
-
-    marked = [{**row, "front": row["holds"] and not beaten(row)} for row in rows]
+    marked = [{**row, "front": False} for row in rows]
+    rivals: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in marked:
+        if row["holds"]:
+            rivals.setdefault((row["dataset"], row["model"], row["metric"]), []).append(row)
+    for group in rivals.values():
+        for index in front([(row["ratio"], -row["lost"]) for row in group]):
+            group[index]["front"] = True
     return sorted(marked, key=lambda r: (r["dataset"], not r["holds"], not r["front"], r["lost"], -r["ratio"]))

@@ -8,7 +8,7 @@ import pytest
 from report_runs import MIXED, SMALL, episode, write_run
 
 from agents.report.curves import curve_drawings, rewards_drawing
-from agents.report.figures import Drawing, front, models_drawing, plans_drawing
+from agents.report.figures import Drawing, models_drawing, plans_drawing
 from agents.report.layers import explained, layer_rows, layers_drawing
 from agents.report.run import Run, read_run
 from agents.report.svg import MARKERS, ROLES, SERIES, new_figure, style, to_svg
@@ -58,20 +58,6 @@ def test_thousands_of_plans_are_thinned_out_but_for_the_front(tmp_path: Path) ->
     assert len(said) <= 1505
     assert len(tips(rewards_drawing([read_run(tmp_path / "many")]))) <= 1505
     assert any(text.startswith("episode 4001 ") for text in said)
-
-
-@pytest.mark.parametrize(
-    ("points", "expected"),
-    [
-        ([], []),
-        ([(1, 1)], [0]),
-        ([(1, 3), (2, 2), (3, 1), (2, 1)], [0, 1, 2]),
-        ([(2, 2), (2, 2)], [0]),
-        ([(1, 5), (1, 6), (0, 6)], [1]),
-    ],
-)
-def test_the_front(points: list[tuple[float, float]], expected: list[int]) -> None:
-    assert front(points) == expected
 
 
 def test_layers(run: Run) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from agents.front import front
 from agents.report.run import Model, Run, Tried
 from agents.report.svg import LINES, MARKERS, ROLES, SERIES, new_figure, style, to_svg
 
@@ -117,7 +118,8 @@ def plans_drawing(runs: Sequence[Run], measure: str = "accuracy") -> Drawing:
             placed = _placed(run, measure)
             if not placed:
                 continue
-            on_front = front([(tried.ratio, value if upwards else -value) for value, tried in placed])
+            points = [(tried.ratio, value if upwards else -value) for value, tried in placed]
+            on_front = sorted({points[i]: i for i in reversed(front(points))}.values())  # the first of equal ones
             chosen = _winners(run)
             shown = thinned(placed, on_front)
             gid = f"plans-{place}"
@@ -190,20 +192,6 @@ def _winners(run: Run) -> set[int]:
         if episode.get("choices") in own:
             first.setdefault(str(episode["choices"]), number)
     return set(first.values())
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other is at least as good as on both counts; of equal ones the first.
-
-    :param points: two figures each, higher is better
-    """
-    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i))
-    best, found = -math.inf, []
-    for i in order:
-        if points[i][1] > best:
-            best = points[i][1]
-            found.append(i)
-    return sorted(found)
 
 
 def thinned(placed: Sequence[Item], kept: Sequence[int]) -> list[Item]:
