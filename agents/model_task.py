@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from detectors.coco import load_folder
 from detectors.errors import InputError
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.task import SHAPES, DetectionTask, shapes_folder
 from detectors.teacher import DetectorSpec, freeze, spec_from_json

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectors.coco import class_names, load_folder
 from detectors.errors import InputError
+from detectors.folder import class_names, load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.task import SHAPES, shapes_folder
 from detectors.teacher import DetectorSpec

@@ -36,7 +36,7 @@ from agents.finetune import plan_of
 from agents.provenance import machine, versions
 from benchmarks.fuzz import fuzz
 from benchmarks.record import RESULTS, command, read_lines, write_result
-from detectors.coco import load_folder
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES, write_shapes
 from detectors.task import DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze

@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from detectors.coco import Batch
+from detectors.batches import Batch
 from detectors.errors import InputError
 from detectors.stages import Stage, State
 

@@ -25,7 +25,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detectors.architecture import Distillable, anchors_of, anchors_of_batch, per_place, places_of
 from detectors.backbone import backbone_stages
-from detectors.coco import Batch
+from detectors.batches import Batch
 from detectors.stages import Stage, State, per_anchor, run_stages, run_tower, without
 
 TAUGHT = 128  # proposals of the teacher per image, at most, on which the second stage is distilled

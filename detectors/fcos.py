@@ -17,7 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detectors.architecture import Distillable, anchors_of, anchors_of_batch, in_training, places_of
 from detectors.assignment import Assignment, assign, assigned_loss, classification_error
 from detectors.backbone import PLANES, backbone_stages, resnet50
-from detectors.coco import Batch
+from detectors.batches import Batch
 from detectors.stages import Stage, State, per_anchor, run_tower, without
 
 EXPANSION = 4  # outer channels over inner channels

@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from detectors.architecture import Distillable, Matches, anchors_of, in_training, matches_of, per_place, places_of
 from detectors.backbone import backbone_stages
-from detectors.coco import Batch
+from detectors.batches import Batch
 from detectors.stages import Stage, State, per_anchor, run_tower, without
 
 

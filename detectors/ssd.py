@@ -10,7 +10,7 @@ from torchvision.models.detection.ssd import SSD
 
 from detectors.architecture import Distillable, Matches, anchors_of, in_training, matches_of, per_place
 from detectors.backbone import run_module
-from detectors.coco import Batch
+from detectors.batches import Batch
 from detectors.stages import Stage, State, per_anchor, without
 
 HEADS = {"classification": "cls_logits", "regression": "bbox_regression"}  # of torchvision, and what they put out

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from detectors.backbone import fold_batch_norm
-from detectors.coco import Preparation
+from detectors.batches import Preparation
 from detectors.errors import InputError
 from detectors.zoo import Wanted, coco_classes, coco_weights, known, load_coco_weights
 
@@ -35,7 +35,7 @@ class DetectorSpec:
     min_size: int = 800  # pixels of the shorter image side
     max_size: int = 1333  # pixels of the longer image side at most
     score_thresh: float = 0.05  # detections below are dropped
-    antialias: bool = True  # how images are resized, see detectors.coco.Preparation
+    antialias: bool = True  # how images are resized, see detectors.batches.Preparation
     proposals: int | None = None  # that a second stage classifies, per image; torchvision's number when None
 
     def __post_init__(self) -> None:

@@ -13,8 +13,9 @@ from torch import nn
 
 from detectors.architecture import architecture_of
 from detectors.backbone import fold_batch_norm
+from detectors.batches import Batch, make_batch
 from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoint, save_checkpoint
-from detectors.coco import Batch, CocoSplit, make_batch
+from detectors.coco import CocoSplit
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
 from detectors.progress import each, say, work

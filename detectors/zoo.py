@@ -14,7 +14,7 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from detectors.coco import IMAGE_MEAN, IMAGE_STD, Preparation
+from detectors.batches import IMAGE_MEAN, IMAGE_STD, Preparation
 from detectors.errors import InputError
 from detectors.fcos import build_fcos
 

@@ -23,7 +23,9 @@ from agents.search import search
 from agents.tables import print_table
 from detectors.architecture import Distillable
 from detectors.backbone import fold_batch_norm
-from detectors.coco import Batch, CocoSplit, load_folder
+from detectors.batches import Batch
+from detectors.coco import CocoSplit
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.stages import Stage, State, run_stages
 from detectors.task import DetectionTask, shapes_folder

@@ -24,8 +24,8 @@ from agents.callbacks import EpisodeRecorder
 from agents.cli import main
 from agents.find import Explorer
 from agents.spark_file import load_spark
-from detectors.coco import load_folder
 from detectors.errors import InputError
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask
 from detectors.teacher import DetectorSpec, freeze, teacher_bytes

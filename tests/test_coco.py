@@ -8,7 +8,8 @@ import torch
 from coco_folder import HEIGHT, SPLITS, WIDTH, some_annotations, spoil, write_folder, write_split
 from PIL import Image
 
-from detectors.coco import IMAGE_MEAN, IMAGE_STD, class_names, load_folder, make_batch
+from detectors.batches import IMAGE_MEAN, IMAGE_STD, make_batch
+from detectors.folder import class_names, load_folder
 
 
 @pytest.fixture
@@ -92,11 +93,11 @@ def test_shorter_side_becomes_min_size_unless_the_longer_exceeds_max_size(
 
 
 def test_every_size_is_hit_exactly() -> None:
-    from detectors.coco import _resized
+    from detectors.batches import resize
 
     for height in range(16, 300):
-        assert _resized(torch.zeros(3, height, 300, dtype=torch.uint8), 16, 10_000).shape[1] == 16
-        assert _resized(torch.zeros(3, height, 300, dtype=torch.uint8), 10_000, 31).shape[2] == 31
+        assert resize(torch.zeros(3, height, 300, dtype=torch.uint8), 16, 10_000).shape[1] == 16
+        assert resize(torch.zeros(3, height, 300, dtype=torch.uint8), 10_000, 31).shape[2] == 31
 
 
 def test_unscaled_pixels_are_those_of_the_file(folder: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from coco_folder import HEIGHT, WIDTH, Data, some_annotations, spoil, write_folder, write_split
 from PIL import Image
 
-from detectors.coco import LazyBatches, class_names, load_folder
+from detectors.coco import LazyBatches
 from detectors.errors import InputError
+from detectors.folder import class_names, load_folder
 from detectors.metric import QuickMAP, mean_average_precision
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS
 
-from detectors.coco import CocoSplit, make_batch
+from detectors.batches import make_batch
+from detectors.coco import CocoSplit
 from detectors.detection import candidates, detections, evaluate_detector
 from detectors.fcos import FCOSArchitecture, build_fcos, fcos_stages
 from detectors.metric import quiet_coco

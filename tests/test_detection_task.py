@@ -13,9 +13,10 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
 from detectors.assignment import assign
-from detectors.coco import CocoSplit, LazyBatches, load_folder
+from detectors.coco import CocoSplit, LazyBatches
 from detectors.detection import detections as quick_detections
 from detectors.errors import InputError
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask, detection_task
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze, load_teacher, teacher_bytes

@@ -17,9 +17,9 @@ from PIL import Image
 
 from agents.cli import main
 from detectors import download
-from detectors.coco import load_folder
 from detectors.download import COCO, Archive, fetch_coco
 from detectors.errors import InputError
+from detectors.folder import load_folder
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -23,8 +23,8 @@ from agents.explore import SearchLog
 from agents.find import Explorer
 from agents.search import search
 from detectors.backbone import fold_batch_norm
-from detectors.coco import load_folder
 from detectors.export import TraceableDetection
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask, detection_task
 from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze, load_teacher

@@ -16,10 +16,10 @@ from agents.cli import main
 from agents.evaluate import evaluate_file
 from agents.export import Exported, export
 from agents.finetune import plan_of
-from detectors.coco import load_folder
 from detectors.errors import InputError
 from detectors.export import TraceableDetection
 from detectors.fcos import FCOSArchitecture, fcos_stages
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.stages import run_stages
 from detectors.task import DetectionTask

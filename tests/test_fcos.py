@@ -6,7 +6,7 @@ from torchvision.models.detection import FCOS, fcos_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detectors.backbone import fold_batch_norm
-from detectors.coco import Batch, make_batch
+from detectors.batches import Batch, make_batch
 from detectors.fcos import build_fcos, fcos_stages, head_outputs
 from detectors.stages import State, run_stages
 from hsq_env.states import Dependencies, KeptStates

@@ -46,7 +46,7 @@ def test_direction(path: Path) -> None:
 
 def test_the_check_sees_every_form() -> None:
     source = (
-        "import agents.dqn as d\nfrom hsq_env import env\ndef f():\n    from detectors.coco import Batch\n"
+        "import agents.dqn as d\nfrom hsq_env import env\ndef f():\n    from detectors.batches import Batch\n"
         "NAMES = {'Env': 'benchmarks.table'}\nTEXT = 'restorers. And so on'\n"
     )
     assert imported(source) == {"agents", "hsq_env", "detectors", "benchmarks"}

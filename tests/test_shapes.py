@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from detectors import shapes
-from detectors.coco import class_names, load_folder
 from detectors.errors import InputError
+from detectors.folder import class_names, load_folder
 from detectors.shapes import CLASS_NAMES, CLASSES, IMAGE_SIZE, SPLITS, draw_image, write_shapes
 
 

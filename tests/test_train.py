@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 
 from detectors import train
 from detectors.architecture import architecture_of
-from detectors.coco import Batch, CocoSplit, load_folder
+from detectors.batches import Batch
+from detectors.coco import CocoSplit
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
 from detectors.fcos import FCOSArchitecture
+from detectors.folder import load_folder
 from detectors.metric import quiet_coco
 from detectors.shapes import CLASS_NAMES
 from detectors.teacher import DetectorSpec, load_teacher, write_atomically

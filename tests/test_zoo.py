@@ -24,8 +24,8 @@ from zoo_models import (
 from detectors import zoo
 from detectors.architecture import architecture_of
 from detectors.backbone import fold_batch_norm
-from detectors.coco import load_folder
 from detectors.errors import InputError
+from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.task import detection_task
 from detectors.teacher import coco_spec, coco_teacher, load_teacher, spec_from_json, teacher_bytes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.architecture import architecture_of
-from detectors.coco import Batch, make_batch
+from detectors.batches import Batch, make_batch
 from detectors.stages import State, run_stages
 from detectors.teacher import DetectorSpec, coco_spec
 from detectors.zoo import BACKGROUND, ZOO, known

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from agents.report.images import data_uri
-from detectors.coco import Preparation
+from detectors.batches import Preparation
 from detectors.progress import each
 from detectors.stages import run_stages
 from detectors.task import DetectionTask
