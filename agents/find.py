@@ -25,12 +25,13 @@ from agents.diagnostics import QValues, StepRegression
 from agents.dyna import Dyna, learn_from_rollouts
 from agents.evaluations import EvaluationBudget
 from agents.executed import end_episodes
-from agents.explore import Policy, SearchLog, Transition, executed_choices, play, rollout, seed_replay, train_agent
+from agents.explore import Policy, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.keeper import Keeper, Training, learn
 from agents.plan_agent import PlanAgent
 from agents.replay import fill_replay, load_policy, replay_of
 from agents.return_to_best import ReturnToBest
+from agents.search_log import SearchLog
 from agents.self_evaluation import SelfEvaluationCallback
 from agents.workers import Cluster, check_workers, steps_taken
 from agents.workers import workers as make_workers

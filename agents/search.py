@@ -12,12 +12,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.callbacks import Episode
 from agents.checkpoint import Checkpoints
-from agents.explore import SearchLog
 from agents.finalists import UNIFORM_BITS, KeptStudents, choose, measure
 from agents.find import Explorer
 from agents.keeper import Keeper, handling_signals, interrupt
 from agents.layer_figures import layer_figures
 from agents.run_folder import RunFolder, check_new_folder, read_settings
+from agents.search_log import SearchLog
 from agents.search_record import compare, environment, happened, header_of, interrupted_text, latencies, settings_of
 from agents.tracking import Tracking, check_tracker, record_of
 from detectors.errors import InputError

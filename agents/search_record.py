@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.explore import SearchLog
 from agents.find import Explorer
 from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder
+from agents.search_log import SearchLog
 from detectors.errors import InputError
 from hsq_env.channels import shared_inputs
 from hsq_env.choices import Plan

@@ -18,8 +18,9 @@ from hsq_env.channels import channel_groups, shared_inputs
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq
 from hsq_env.latency_table import LatencyTable
+from hsq_env.layer_info import trace_layers
 from hsq_env.make import Made, make_task
-from hsq_env.student import Student, evaluate, trace_layers
+from hsq_env.student import Student, evaluate
 from restorers.images import PHOTOS
 from restorers.task import RestorationTask
 

@@ -43,12 +43,13 @@ from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq, student_bytes
+from hsq_env.layer_info import trace_layers
 from hsq_env.layers import CompressedLayer
 from hsq_env.make import Made
 from hsq_env.onnx_file import SIGNED, onnx_bytes
 from hsq_env.onnx_integer import integer_form
 from hsq_env.size import encoding
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 from restorers.images import PHOTOS
 from restorers.task import restoration_task
 

@@ -17,8 +17,9 @@ from benchmarks.record import write_result
 from detectors.task import detection_task
 from hsq_env import layers as layers_module
 from hsq_env.choices import Choice, Plan
+from hsq_env.layer_info import trace_layers
 from hsq_env.quantizers import Levels, storable
-from hsq_env.student import Student, evaluate, trace_layers
+from hsq_env.student import Student, evaluate
 
 HARSHEST = Choice(2, 0.75)
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "fpn", "head")

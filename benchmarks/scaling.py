@@ -32,14 +32,15 @@ import torch
 from agents.algorithms import make_agent
 from agents.baselines.planner import SurrogatePlanner
 from agents.dyna import EACH, Dyna
-from agents.explore import SearchLog, rollout, seed_replay
+from agents.explore import rollout, seed_replay
 from agents.keep_best import KeepBest
+from agents.search_log import SearchLog
 from benchmarks.artifacts import full_width_task
 from benchmarks.coco_cost import SIDE
 from benchmarks.record import RESULTS, write_result
 from hsq_env.env import HSQEnv
+from hsq_env.layer_info import trace_layers
 from hsq_env.make import make_task
-from hsq_env.student import trace_layers
 
 EPISODES = 5  # whose steps are timed
 WORKERS = (1, 2, 4, 8, 16, 32, 64)

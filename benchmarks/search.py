@@ -38,9 +38,9 @@ import torch
 
 import hsq_env  # noqa: F401 - before torch
 from agents.callbacks import Episode
-from agents.explore import SearchLog
 from agents.finalists import finetuned_student
 from agents.find import Explorer
+from agents.search_log import SearchLog
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from benchmarks.statistics import interquartile_mean, interval
 from detectors.task import DetectionTask, detection_task, shapes_folder

@@ -36,10 +36,11 @@ from hsq_env.compensation import apply_plan
 from hsq_env.distillation.difficulty import laplacian_variance
 from hsq_env.distillation.spark import Spark
 from hsq_env.finetuning import finetune_all, long_pace
+from hsq_env.layer_info import trace_layers
 from hsq_env.lessons import error_maps
 from hsq_env.make import Made
 from hsq_env.states import run as run_stages
-from hsq_env.student import Student, predictions_of, trace_layers
+from hsq_env.student import Student, predictions_of
 from hsq_env.task import Batch
 from restorers.images import load_photos
 from restorers.task import RestorationBatch, RestorationTask, restoration_task

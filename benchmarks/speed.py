@@ -23,9 +23,10 @@ import tyro
 import hsq_env  # noqa: F401 - before torch
 from agents.algorithms import make_agent
 from agents.baselines.plans import integer_program_choices
-from agents.explore import SearchLog, rollout, seed_replay, train_agent
+from agents.explore import rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.return_to_best import ReturnToBest
+from agents.search_log import SearchLog
 from agents.workers import workers
 from benchmarks.memory import MEGABYTE, Memory, status_megabytes
 from benchmarks.record import RESULTS, write_result
@@ -33,9 +34,10 @@ from detectors.task import SHAPES, DetectionTask, detection_task
 from hsq_env.distillation import AKD
 from hsq_env.env import HSQEnv
 from hsq_env.finetuning import akd_loss, training
+from hsq_env.layer_info import trace_layers
 from hsq_env.shortcuts import SWITCHES, Shortcuts
 from hsq_env.states import Dependencies, KeptStates, Route, run
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 
 # at full width few images, so that the reference path and a hundred episodes stay affordable on one core
 TASK_SETTINGS: dict[str, dict[str, int]] = {

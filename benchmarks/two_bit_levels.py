@@ -16,9 +16,9 @@ from benchmarks.record import write_result
 from detectors.task import detection_task
 from hsq_env import layers as layers_module
 from hsq_env.choices import Choice
+from hsq_env.layer_info import trace_layers
 from hsq_env.quantizers import Levels
 from hsq_env.sensitivity import measure_sensitivity
-from hsq_env.student import trace_layers
 
 CANDIDATES = {"balanced": Levels(-2, 1, 0.5), "with_zero": Levels(-2, 1, 0.0)}
 CHOICES = (Choice(2, 0.0), Choice(2, 0.75))

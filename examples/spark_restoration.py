@@ -22,8 +22,8 @@ from agents.finetune import finetune
 from hsq_env import Plan, Student, load_hsq
 from hsq_env.distillation.policy import spread_over
 from hsq_env.distillation.spark import Spark
+from hsq_env.layer_info import trace_layers
 from hsq_env.states import run
-from hsq_env.student import trace_layers
 from restorers.task import RestorationTask, restoration_task
 
 

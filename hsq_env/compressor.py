@@ -13,13 +13,14 @@ from hsq_env.choices import Choice
 from hsq_env.distillation import AKD
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
 from hsq_env.judge import Judge
+from hsq_env.layer_info import LayerInfo, trace_layers
 from hsq_env.outcomes import OutcomeFile, Outcomes, key_of
 from hsq_env.prefixes import Decision, Node, Outcome, PrefixTable
 from hsq_env.repair import Repair
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.states import Dependencies, Route, straight
 from hsq_env.step_policy import PolicyState, StepPolicy
-from hsq_env.student import LayerInfo, Student, trace_layers
+from hsq_env.student import Student
 from hsq_env.task import Task
 from hsq_env.teacher import Teacher
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from detectors.errors import InputError
 from hsq_env.budget import Budget
 from hsq_env.choices import Choice
-from hsq_env.student import LayerInfo
+from hsq_env.layer_info import LayerInfo
 
 FLOAT32 = "32"
 LONGEST = 1e6  # seconds of a layer

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hsq_env.choices import BITS, Choice
-from hsq_env.student import LayerInfo
+from hsq_env.layer_info import LayerInfo
 
 STATIC_NAMES = (
     *("index", "weights", "weights_share", "macs_share", "out_channels", "in_channels", "kernel", "stride"),

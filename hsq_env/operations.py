@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsq_env.choices import Choice
+from hsq_env.layer_info import LayerInfo
 from hsq_env.pruning import dropped_channels
-from hsq_env.student import LayerInfo
 
 FLOAT_BITS = 32
 

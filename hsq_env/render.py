@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsq_env.choices import BITS, Choice
-from hsq_env.student import LayerInfo
+from hsq_env.layer_info import LayerInfo
 
 BAR, GAP, HEIGHT = 8, 2, 64  # pixels; two rows of bars, bits above sparsity
 BITS_COLOR, SPARSITY_COLOR, EMPTY_COLOR = (0, 114, 178), (213, 94, 0), (230, 230, 230)  # Okabe-Ito, colour-blind safe

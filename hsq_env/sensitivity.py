@@ -16,8 +16,9 @@ from detectors.progress import each
 from hsq_env.choices import Choice
 from hsq_env.compressor import Compressor
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
+from hsq_env.layer_info import LayerInfo
 from hsq_env.states import Dependencies, KeptStates, run
-from hsq_env.student import LayerInfo, Student
+from hsq_env.student import Student
 from hsq_env.task import Batch, Distilled, Task
 
 Table = NDArray[np.float64]

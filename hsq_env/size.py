@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsq_env.choices import Choice
+from hsq_env.layer_info import LayerInfo
 from hsq_env.pruning import GROUP, dropped_channels, follows_pattern
 from hsq_env.quantizers import weight_levels
-from hsq_env.student import LayerInfo
 
 SCALE_BYTES = 2  # bfloat16
 BIAS_BYTES = 2  # float16

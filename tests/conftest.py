@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from tiny_task import TinyTask
 
-    from hsq_env.student import LayerInfo
+    from hsq_env.layer_info import LayerInfo
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +45,6 @@ def tiny() -> "TinyTask":
 @pytest.fixture(scope="session")
 def infos(tiny: "TinyTask") -> "tuple[LayerInfo, ...]":
     """The seven layers of the tiny task."""
-    from hsq_env.student import trace_layers
+    from hsq_env.layer_info import trace_layers
 
     return trace_layers(tiny)

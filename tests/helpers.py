@@ -12,7 +12,8 @@ from PIL import Image
 
 from hsq_env.choices import BITS, SPARSITIES, Plan, choice_grid
 from hsq_env.env import HSQEnv
-from hsq_env.student import LayerInfo, Student
+from hsq_env.layer_info import LayerInfo
+from hsq_env.student import Student
 from hsq_env.task import State, Task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,8 +14,9 @@ from tiny_task import TinyNet, TinyTask
 import benchmarks.artifacts as artifacts
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq, student_bytes
+from hsq_env.layer_info import LayerInfo
 from hsq_env.onnx_file import onnx_bytes
-from hsq_env.student import LayerInfo, Student
+from hsq_env.student import Student
 
 
 def loaded(content: bytes, folder: Path) -> TinyNet:

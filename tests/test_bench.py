@@ -14,8 +14,9 @@ from agents.cli import main
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import save_hsq
+from hsq_env.layer_info import trace_layers
 from hsq_env.onnx_file import onnx_bytes, outputs_of
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 from restorers.images import Photos
 from restorers.task import RestorationTask
 from restorers.teacher import RestorerSpec

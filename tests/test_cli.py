@@ -32,7 +32,8 @@ from detectors.teacher import DetectorSpec, freeze, teacher_bytes
 from hsq_env.choices import Plan
 from hsq_env.distillation.spark import Spark
 from hsq_env.file import read_header, save_hsq
-from hsq_env.student import Student, evaluate, trace_layers
+from hsq_env.layer_info import trace_layers
+from hsq_env.student import Student, evaluate
 from restorers.networks import DnCNN
 from restorers.task import RestorationTask
 from restorers.teacher import RESTORERS, RestorerSpec

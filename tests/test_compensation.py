@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from hsq_env.choices import Choice, Plan
 from hsq_env.compensation import Moments, apply_plan, columns_of, compensated, usual_rounding
+from hsq_env.layer_info import trace_layers
 from hsq_env.layers import CompressedLayer, make_compressible
 from hsq_env.quantizers import dequantize, quantize, weight_levels
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

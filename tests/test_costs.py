@@ -12,9 +12,10 @@ from hsq_env.choices import Choice, choice_grid
 from hsq_env.costs import LayerCosts
 from hsq_env.file import fixed_bytes
 from hsq_env.latency_table import LatencyTable
+from hsq_env.layer_info import LayerInfo
 from hsq_env.operations import operation_shares
 from hsq_env.size import layer_bytes
-from hsq_env.student import LayerInfo, Student
+from hsq_env.student import Student
 
 CHOICES = choice_grid()
 TEACHER_BYTES = 43210

@@ -24,9 +24,10 @@ from hsq_env.choices import Choice
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
 from hsq_env.judge import quick_form
+from hsq_env.layer_info import trace_layers
 from hsq_env.shortcuts import Shortcuts
 from hsq_env.states import run
-from hsq_env.student import Student, predictions_of, trace_layers
+from hsq_env.student import Student, predictions_of
 from hsq_env.task import QuickMetric
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=107)

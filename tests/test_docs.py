@@ -21,9 +21,9 @@ from pages import PAGES, ROOT, blocks_of, name_of, prose_of, text_of
 from tiny_task import TinyTask
 
 from agents.commands import COMMANDS
-from agents.explore import SearchLog
 from agents.find import Explorer
 from agents.search import search
+from agents.search_log import SearchLog
 from hsq_env.env import HSQEnv
 
 WITH_PYTHON = [page for page in PAGES if blocks_of(page, "python")]

@@ -7,8 +7,9 @@ import pytest
 from tiny_task import TinyTask
 
 from agents.evaluations import EvaluationBudget
-from agents.explore import SearchLog, play_episode, rollout
+from agents.explore import play_episode, rollout
 from agents.keep_best import KeepBest
+from agents.search_log import SearchLog
 from hsq_env.env import HSQEnv
 
 PLAN, OTHER = [8, 5, 4, 6, 4, 9, 1], [8, 5, 4, 6, 4, 9, 2]

@@ -19,9 +19,9 @@ from tiny_task import TinyTask
 from torchvision.models.detection import FCOS
 from torchvision.transforms.functional import to_tensor
 
-from agents.explore import SearchLog
 from agents.find import Explorer
 from agents.search import search
+from agents.search_log import SearchLog
 from detectors.backbone import fold_batch_norm
 from detectors.export import TraceableDetection
 from detectors.folder import load_folder
@@ -31,8 +31,9 @@ from detectors.teacher import SHIPPED_TEACHER, DetectorSpec, freeze, load_teache
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
+from hsq_env.layer_info import trace_layers
 from hsq_env.onnx_file import onnx_bytes, with_metadata
-from hsq_env.student import Student, evaluate, trace_layers
+from hsq_env.student import Student, evaluate
 from restorers.task import restoration_task
 
 TINY = "HSQ-TinyExample-v0"

@@ -25,8 +25,9 @@ from detectors.stages import run_stages
 from detectors.task import DetectionTask
 from detectors.teacher import DetectorSpec, freeze
 from hsq_env.file import save_hsq
+from hsq_env.layer_info import trace_layers
 from hsq_env.onnx_file import onnx_bytes, outputs_of
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 from restorers.images import load_photos
 from restorers.task import RestorationTask
 from restorers.teacher import RestorerSpec

@@ -15,9 +15,10 @@ from tiny_task import TinyTask
 
 from agents.algorithms import ALGORITHMS, make_agent
 from agents.baselines import BASELINES
-from agents.explore import SearchLog, Transition
+from agents.explore import Transition
 from agents.find import Explorer
 from agents.run_folder import RunFolder
+from agents.search_log import SearchLog
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 

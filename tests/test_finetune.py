@@ -17,7 +17,8 @@ from detectors.errors import InputError
 from detectors.teacher import freeze
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq
-from hsq_env.student import evaluate, trace_layers
+from hsq_env.layer_info import trace_layers
+from hsq_env.student import evaluate
 from restorers.teacher import RestorerSpec, teacher_bytes
 
 # ---- plans

@@ -24,8 +24,9 @@ from hsq_env.finetuning import (
     finetune_block,
     long_pace,
 )
+from hsq_env.layer_info import LayerInfo, trace_layers
 from hsq_env.states import run
-from hsq_env.student import LayerInfo, Student, trace_layers
+from hsq_env.student import Student
 
 RATES = LearningRates(weights=0.01, scales=0.003, biases=0.002)
 HEAD = {"head.0.weight", "head.0.scale_factor", "head.1.weight", "head.1.bias", "logits.weight", "logits.bias"}

@@ -10,7 +10,8 @@ from tiny_task import TinyNet, TinyTask
 from benchmarks.fuzz import fuzz, mutated, outcome, with_checksum
 from detectors.errors import InputError
 from hsq_env.file import load_hsq, student_bytes
-from hsq_env.student import LayerInfo, Student
+from hsq_env.layer_info import LayerInfo
+from hsq_env.student import Student
 
 
 def read(path: Path) -> object:

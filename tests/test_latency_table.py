@@ -18,7 +18,7 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice, choice_grid
 from hsq_env.env import HSQEnv
 from hsq_env.latency_table import LatencyTable, latency_budget, timed_as
-from hsq_env.student import LayerInfo
+from hsq_env.layer_info import LayerInfo
 
 SHARED = ("block1.conv2", "block2.conv2")  # whose input channels can be taken out of the network
 SHARES = (0.0, 0.25, 0.5, 0.75)

@@ -12,8 +12,8 @@ from tiny_task import TinyTask
 
 from hsq_env.choices import Choice, choice_grid
 from hsq_env.env import HSQEnv
+from hsq_env.layer_info import LayerInfo
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
-from hsq_env.student import LayerInfo
 
 NAMES = observation_names(choice_grid())
 PROGRESS = Progress(

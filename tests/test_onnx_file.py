@@ -16,11 +16,12 @@ from towers_task import TowersTask
 
 from detectors.stages import Stage
 from hsq_env.choices import Choice, Plan
+from hsq_env.layer_info import trace_layers
 from hsq_env.layers import CompressedLayer, make_compressible
 from hsq_env.onnx_file import SIGNED, StoredWeight, onnx_bytes, outputs_of, packed
 from hsq_env.quantizers import activation_range
 from hsq_env.raw_outputs import RawOutputs
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 
 TASKS = {"tiny": TinyTask, "pyramid": PyramidTask, "towers": TowersTask}
 GRID = [Choice(bits, sparsity) for bits in (2, 4, 8) for sparsity in (0.0, 0.25, 0.5, 0.75)]

@@ -15,10 +15,11 @@ from tiny_task import TinyTask
 from towers_task import TowersTask
 
 from hsq_env.choices import Choice, Plan
+from hsq_env.layer_info import trace_layers
 from hsq_env.onnx_file import SIGNED, onnx_bytes, outputs_of
 from hsq_env.onnx_integer import integer_form
 from hsq_env.onnx_tidy import tidied
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 
 
 def contents(task: Any, choices: Any, activation_bits: int | None = 8) -> tuple[Student, bytes, bytes]:

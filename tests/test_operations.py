@@ -7,8 +7,8 @@ from tiny_task import TinyTask
 
 from hsq_env.choices import Choice
 from hsq_env.env import HSQEnv
+from hsq_env.layer_info import LayerInfo
 from hsq_env.operations import bit_operations, operation_shares
-from hsq_env.student import LayerInfo
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from test_cli_resume import SCRIPT
 
 import agents.progress
 from agents.callbacks import Episode
-from agents.explore import SearchLog
 from agents.progress import EVERY, Above, Line, LongWork, fitting, shown
+from agents.search_log import SearchLog
 from agents.training_progress import TrainingProgress
 from detectors.progress import Work, each, listening, say, work
 from hsq_env.choices import Choice, Plan

@@ -3,8 +3,8 @@
 import numpy as np
 
 from hsq_env.choices import Choice
+from hsq_env.layer_info import LayerInfo
 from hsq_env.render import BAR, BITS_COLOR, EMPTY_COLOR, GAP, HEIGHT, SPARSITY_COLOR, render_ansi, render_bars
-from hsq_env.student import LayerInfo
 
 
 def test_table(infos: tuple[LayerInfo, ...]) -> None:

@@ -13,7 +13,8 @@ from agents.run_folder import RunFolder, check_new_folder
 from detectors.errors import InputError
 from hsq_env.choices import Plan
 from hsq_env.file import read_header, student_bytes
-from hsq_env.student import LayerInfo, Student
+from hsq_env.layer_info import LayerInfo
+from hsq_env.student import Student
 
 
 def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from detectors.errors import InputError
 from hsq_env.choices import BITS, SPARSITIES, Choice, Plan, choice_grid
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, read_header
+from hsq_env.layer_info import trace_layers
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.sensitivity import sensitivity
 from hsq_env.size import layer_bytes, size_table
-from hsq_env.student import evaluate, trace_layers
+from hsq_env.student import evaluate
 
 METHODS = ["uniform8", "uniform8_finetuned", "uniform4", "uniform4_finetuned", "hsq"]
 SETTINGS: dict[str, Any] = {

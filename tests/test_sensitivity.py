@@ -16,6 +16,7 @@ from hsq_env.choices import Choice, choice_grid
 from hsq_env.compressor import Compressor
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.env import HSQEnv
+from hsq_env.layer_info import LayerInfo, trace_layers
 from hsq_env.layers import make_compressible
 from hsq_env.quantizers import activation_range
 from hsq_env.sensitivity import (
@@ -24,7 +25,6 @@ from hsq_env.sensitivity import (
     repaired_sensitivity,
     sensitivity,
 )
-from hsq_env.student import LayerInfo, trace_layers
 
 CHOICES = choice_grid()
 SOME = (Choice(2, 0.5), Choice(8, 0.0))

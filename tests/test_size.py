@@ -11,8 +11,9 @@ from tiny_task import TinyTask
 from hsq_env.choices import Choice, choice_grid
 from hsq_env.env import HSQEnv
 from hsq_env.file import student_bytes
+from hsq_env.layer_info import LayerInfo
 from hsq_env.size import Encoding, encoding, index_bits, layer_bytes, size_table
-from hsq_env.student import LayerInfo, Student
+from hsq_env.student import Student
 
 SHAPE = (16, 16, 3, 3)  # 2304 weights
 

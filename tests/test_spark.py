@@ -18,9 +18,10 @@ from hsq_env.distillation.policy import spread_over, weights_of
 from hsq_env.distillation.spark import Spark, cell_losses, place_rewards
 from hsq_env.file import save_hsq
 from hsq_env.finetuning import finetune_all
+from hsq_env.layer_info import trace_layers
 from hsq_env.lessons import Begun, end, error_maps, lesson
 from hsq_env.states import run
-from hsq_env.student import Student, trace_layers
+from hsq_env.student import Student
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

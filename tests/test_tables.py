@@ -10,7 +10,8 @@ from agents.tables import print_evaluation, print_info, print_table
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import save_hsq
-from hsq_env.student import LayerInfo, Student
+from hsq_env.layer_info import LayerInfo
+from hsq_env.student import Student
 
 Captured = pytest.CaptureFixture[str]
 

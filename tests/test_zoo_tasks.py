@@ -36,7 +36,8 @@ from hsq_env.distillation import AKD
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, student_bytes
 from hsq_env.finetuning import finetune_all
-from hsq_env.student import Student, trace_layers
+from hsq_env.layer_info import trace_layers
+from hsq_env.student import Student
 
 
 class Sure(DetectionTask):
