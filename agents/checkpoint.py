@@ -30,7 +30,7 @@ from stable_baselines3.common.logger import Logger
 
 from detectors.cache import cache_folder
 from detectors.errors import InputError
-from detectors.teacher import write_atomically
+from detectors.files import write_atomically
 from hsq_env.env import HSQEnv
 
 MAGIC = b"HSQCKPT1"

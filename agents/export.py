@@ -14,9 +14,9 @@ from agents.bench import integer_convolutions
 from agents.model_task import model_task
 from detectors.errors import InputError
 from detectors.export import TraceableDetection, check_exportable
+from detectors.files import write_atomically
 from detectors.progress import each
 from detectors.task import DetectionTask
-from detectors.teacher import write_atomically
 from hsq_env.make import Made
 from hsq_env.onnx_file import onnx_bytes, outputs_of, with_metadata
 from hsq_env.onnx_integer import integer_form

@@ -19,18 +19,13 @@ from agents.checkpoint import user_key
 from agents.replay import replay_bytes, replay_of
 from agents.spark_file import spark_bytes
 from detectors.errors import InputError
-from detectors.teacher import write_atomically
+from detectors.files import write_atomically, write_json
 from hsq_env.choices import Plan
 from hsq_env.distillation.spark import Spark
 from hsq_env.file import save_hsq
 from hsq_env.student import Student
 
 CHECKPOINTS, SETTINGS = "checkpoints", "settings.json"
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def read_settings(path: Path, trust: bool = False) -> dict[str, Any]:

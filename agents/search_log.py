@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.callbacks import Episode
 from agents.run_folder import RunFolder
-from detectors.teacher import write_atomically
+from detectors.files import write_atomically
 from hsq_env.choices import Choice, Plan
 
 

@@ -20,9 +20,10 @@ from ray.tune.search.optuna import OptunaSearch
 from agents.callbacks import Episode
 from agents.front import front
 from agents.ray_workers import connect, disconnect
-from agents.run_folder import CHECKPOINTS, SETTINGS, write_json
+from agents.run_folder import CHECKPOINTS, SETTINGS
 from agents.trial_progress import TrialProgress
 from detectors.errors import InputError
+from detectors.files import write_json
 from detectors.progress import work
 
 RECORD, STOPPED, ERROR = "sweep.json", "stopped", "error.txt"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.provenance import machine, versions
-from detectors.teacher import write_atomically
+from detectors.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,7 +23,7 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Write ``benchmarks/results/<name>.json``."""
     data = {"command": command(), "versions": versions(), "machine": machine(), **figures}
     path = RESULTS / f"{name}.json"
-    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+    write_json(path, data)
     return path
 
 

@@ -13,9 +13,9 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from detectors.errors import InputError
+from detectors.files import write_atomically
 from detectors.progress import each, work
 from detectors.subset import stratified
-from detectors.teacher import write_atomically
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without a byte

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -104,20 +103,6 @@ def spec_from_json(data: dict[str, Any]) -> DetectorSpec:
 def freeze(model: nn.Module) -> nn.Module:
     """Evaluation mode, no gradients, in place."""
     return model.eval().requires_grad_(False)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that ``path`` holds all of ``content`` or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def teacher_bytes(model: nn.Module, spec: DetectorSpec, dtype: torch.dtype = torch.float32) -> bytes:

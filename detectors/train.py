@@ -18,8 +18,9 @@ from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoin
 from detectors.coco import CocoSplit
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
+from detectors.files import write_atomically
 from detectors.progress import each, say, work
-from detectors.teacher import DetectorSpec, teacher_bytes, write_atomically
+from detectors.teacher import DetectorSpec, teacher_bytes
 
 CYCLE_DECAY = 0.5  # of the peak learning rate from cycle to cycle
 GRADIENT_CLIP = 10.0  # norm; large boxes give large early gradients

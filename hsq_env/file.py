@@ -38,7 +38,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from detectors.errors import InputError
-from detectors.teacher import write_atomically
+from detectors.files import write_atomically
 from hsq_env.channels import dead_outputs
 from hsq_env.choices import Choice, Plan
 from hsq_env.coding import Bytes, decode_mask, encode_mask, pack, shrink, unpack

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detectors.teacher import write_atomically
+from detectors.files import write_atomically
 
 
 class KeptTraining:

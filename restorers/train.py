@@ -12,8 +12,9 @@ from torch import nn
 
 from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoint, save_checkpoint
 from detectors.errors import InputError
+from detectors.files import write_atomically
 from detectors.progress import each, say, work
-from detectors.teacher import freeze, write_atomically
+from detectors.teacher import freeze
 from restorers.images import Photos
 from restorers.task import RestorationTask
 from restorers.teacher import Restorer, RestorerSpec, folded, teacher_bytes

@@ -11,16 +11,9 @@ from torchvision.models.detection import FCOS
 
 from detectors.errors import InputError
 from detectors.fcos import fcos_stages, head_outputs
+from detectors.files import write_atomically
 from detectors.stages import run_stages
-from detectors.teacher import (
-    FORMAT,
-    DetectorSpec,
-    freeze,
-    load_teacher,
-    spec_from_json,
-    teacher_bytes,
-    write_atomically,
-)
+from detectors.teacher import FORMAT, DetectorSpec, freeze, load_teacher, spec_from_json, teacher_bytes
 from detectors.zoo import ZOO
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", ("cell", "plate", "other"), level_scale=0.25, min_size=64, max_size=96)

@@ -15,10 +15,11 @@ from detectors.coco import CocoSplit
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
 from detectors.fcos import FCOSArchitecture
+from detectors.files import write_atomically
 from detectors.folder import load_folder
 from detectors.metric import quiet_coco
 from detectors.shapes import CLASS_NAMES
-from detectors.teacher import DetectorSpec, load_teacher, write_atomically
+from detectors.teacher import DetectorSpec, load_teacher
 from detectors.train import augmented_batch, train_teacher
 
 SPEC = DetectorSpec("fcos_resnet50_quarter", CLASS_NAMES, level_scale=0.25, min_size=64, max_size=64)

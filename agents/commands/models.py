@@ -192,20 +192,19 @@ def latency(
     :param sparsity_pattern: channels times every layer without a share of its input channels too
     :param json: print what the file holds in place of a table; all else goes to standard error
     """
-    import json as jsons
 
     from agents.latency import latency as measure
     from agents.output import aside
     from agents.provenance import machine, versions
     from agents.tables import print_latency
-    from detectors.teacher import write_atomically
+    from detectors.files import write_json
 
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
     with aside(json):
         found = measure(teacher, size, threads, repeats, sparsity_pattern)
     found["environment"] = {"versions": versions(), "machine": machine()}
-    write_atomically(out, (jsons.dumps(found, indent=1) + "\n").encode())
+    write_json(out, found)
     print_latency(found, as_json=json)
     if not json:
         print(f"wrote {out}")

@@ -15,8 +15,8 @@ from agents.report.layers import explained, layer_rows, layers_drawing
 from agents.report.pictures import pictures_of
 from agents.report.run import Run, read_runs
 from detectors.errors import InputError
+from detectors.files import write_atomically
 from detectors.progress import each
-from detectors.teacher import write_atomically
 
 BEGINS = b"<!DOCTYPE html"  # of every report
 IMAGES, SHOWN = 64, 6  # test images that are looked at, and of these the ones in the page
