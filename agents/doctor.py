@@ -228,7 +228,7 @@ def devices() -> Iterator[Finding]:
         remedy = "install a torch for this driver's CUDA, and see whether nvidia-smi answers"
         yield Finding("devices", "cuda", NOTE, f"there seems to be an NVIDIA GPU; torch's CUDA is {kind}", remedy)
     times = _times_faster_in_bfloat16()
-    yield _bfloat16(times >= WORTH_IT, f"{times:.1f} times as fast as float32, measured")
+    yield _bfloat16(round(times, 1) >= WORTH_IT, f"{times:.1f} times as fast as float32, measured")
 
 
 def _bfloat16(fast: bool, found: str) -> Finding:

@@ -1,20 +1,18 @@
 """The parser of the ``hsq`` command: its subcommands are functions, its help their docstrings."""
 
 import contextlib
-import functools
 import inspect
 import io
 from collections.abc import Callable, Sequence
-from types import NoneType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
 from agents.commands import COMMANDS
+from agents.flags import plain
 
 Shell = Literal["bash", "zsh", "fish"]
 
-HELP = (["-h"], ["--help"])
 EXAMPLE = "Example: "
 OR_FILES: dict[str, str] = {  # added to tyro's scripts, which complete no files in place of positional arguments
     "bash": """
@@ -47,7 +45,7 @@ def call(arguments: Sequence[str]) -> None:
     if command is None:
         tyro.cli(_any_of(COMMANDS), prog="hsq", description=DESCRIPTION, args=list(arguments))
     else:  # alone: for a mistyped flag, its own flags are proposed and its own help named
-        tyro.cli(_plain(command), prog=f"hsq {name}", description=described(inspect.getdoc(command) or ""), args=rest)
+        tyro.cli(plain(command), prog=f"hsq {name}", description=described(inspect.getdoc(command) or ""), args=rest)
 
 
 def completion_script(shell: Shell) -> str:
@@ -63,44 +61,8 @@ def _any_of(commands: dict[str, Callable[..., Any]]) -> Any:
     made = []
     for name, command in commands.items():
         line = (inspect.getdoc(command) or "").split("\n")[0]
-        made.append(Annotated[Any, tyro.conf.subcommand(name, constructor=command, description=line)])
+        made.append(Annotated[Any, tyro.conf.subcommand(name, constructor=plain(command), description=line)])
     return Union[tuple(made)]  # noqa: UP007 - made at run time
-
-
-def _plain(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, in whose help a flag that need not be given reads like another: PATH, not {None}|PATH."""
-    hints = get_type_hints(command, include_extras=True)
-    parameters = []
-    for parameter in inspect.signature(command).parameters.values():
-        hint = hints[parameter.name]
-        if NoneType in get_args(hint):
-            needless = parameter.default is None  # its docstring says what happens without
-            shown = tyro.conf.arg(
-                metavar=_metavar(hint) if needless else f"{_metavar(hint)}|None",
-                help_behavior_hint="" if needless else None,
-            )
-            hint = Annotated[hint, shown]
-        parameters.append(parameter.replace(annotation=hint))
-
-    @functools.wraps(command)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return command(*args, **kwargs)
-
-    del called.__wrapped__
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return called
-
-
-def _metavar(hint: Any) -> str:
-    """What stands for the value of a flag in help, None apart."""
-    inner = next(kind for kind in get_args(hint) if kind is not NoneType)
-    if get_origin(inner) is Literal:
-        return "{" + ",".join(map(str, get_args(inner))) + "}"
-    if get_origin(inner) is tuple:
-        name = get_args(inner)[0].__name__.upper()
-        return f"{name} [{name} ...]"
-    return str(inner.__name__).upper()
 
 
 def described(docstring: str) -> str:

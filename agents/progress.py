@@ -47,12 +47,13 @@ class LongWork:
         self._named: set[str] = set()
 
     def note(self, works: Sequence[Work]) -> None:
-        """Write it, of the outermost work with a length that has taken so long and was not named yet."""
+        """Write it, of the outermost work whose end can be told that has taken so long and was not named yet."""
         if os.getpid() != self._owner:
             return
         now = self._clock()
         for number, work in enumerate(works, start=1):
-            if work.total is not None and work.done and work.what not in self._named and now - work.started >= LONG:
+            begun = work.share_done() > work.begun or work.until is not None
+            if begun and work.what not in self._named and now - work.started >= LONG:
                 self._named.add(work.what)
                 parts = (_place(work), work.note, _left(works[number - 1 :], now))
                 print(" | ".join(part for part in parts if part), file=self._stream, flush=True)

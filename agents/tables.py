@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from agents.output import print_json
@@ -200,8 +199,8 @@ def _shown(table: Table) -> Console:
     Files and pipes get lines as long as it takes, a terminal those that it has room for.
     """
     console = Console()
-    if not console.is_terminal:
-        unlimited = console.options.update(max_width=MOST_COLUMNS)
-        console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
+    if not console.file.isatty():  # rich calls pipes terminals where FORCE_COLOR is set
+        table.min_width = len(str(table.title or ""))
+        console.width, console.soft_wrap = MOST_COLUMNS, True
     console.print(table)
     return console

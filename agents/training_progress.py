@@ -36,6 +36,8 @@ class TrainingProgress:
             self._episode = self._open.enter_context(work("layer", self.layers))
         self.measured += info.get("measured", 0)
         self.steps = self.steps % self.layers + 1
+        if self.steps == 1:
+            self._episode.started = time.monotonic()
         self._episode.done = self.steps
         if "plan" in info:
             self.finished, self.steps = self.finished + 1, 0

@@ -40,15 +40,20 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Any, schedule: Any,
 
 
 @contextmanager
-def going_on_from(path: Path) -> Iterator[None]:
-    """Inside, an interruption says how the training goes on.
+def going_on_from(path: Path, out: Path) -> Iterator[None]:
+    """Inside, an interruption says how the training goes on; before there is a checkpoint, nothing is left behind.
 
     :param path: of the checkpoint
+    :param out: of the result, which did not exist when the training began anew
     :raises KeyboardInterrupt: with that sentence
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not path.exists():  # to be begun anew, which a result would forbid
+            out.unlink(missing_ok=True)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         if not path.exists():
             raise KeyboardInterrupt("Interrupted before the first epoch had ended: nothing is kept.") from None
         raise KeyboardInterrupt(

@@ -32,7 +32,7 @@ class Work:
     note: str = ""
     share: float | None = None
     until: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     bar: Any = field(default=None, repr=False)  # tqdm's, where nobody listens
 
     def __post_init__(self) -> None:

@@ -109,7 +109,7 @@ def train_teacher(
         state = restore_checkpoint(
             checkpoint_path, model, optimizer, schedule, lambda saved: saved["schedule"]["total_steps"] == total
         )
-    with going_on_from(checkpoint_path), work("epoch", per_cycle * cycles, state["epoch"]) as training:
+    with going_on_from(checkpoint_path, out), work("epoch", per_cycle * cycles, state["epoch"]) as training:
         for epoch in range(state["epoch"], per_cycle * cycles):
             started = time.monotonic()
             if epoch and epoch % per_cycle == 0:

@@ -68,7 +68,7 @@ def train_restorer(
         state = restore_checkpoint(
             checkpoint, model, optimizer, schedule, lambda saved: saved["state"]["total"] == total
         )
-    with going_on_from(checkpoint), work("epoch", epochs, state["epoch"]) as training:
+    with going_on_from(checkpoint, out), work("epoch", epochs, state["epoch"]) as training:
         for epoch in range(state["epoch"], epochs):
             started = time.monotonic()
             steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)

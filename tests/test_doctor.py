@@ -121,16 +121,20 @@ def test_a_processor(monkeypatch: pytest.MonkeyPatch, times: float, advice: str)
 
 
 def test_bfloat16_is_really_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, calls = [0.0], []
+    """4 seconds in float32, 1 in bfloat16."""
+    now, rounds = [0.0], []
+    forward = torch.nn.Conv2d.forward
 
-    def clock() -> float:  # 4 seconds in float32, 1 in bfloat16, in turn
-        calls.append(1)
-        now[0] += (4.0, 1.0)[(len(calls) - 1) // 2 % 2] if len(calls) % 2 == 0 else 0.0
-        return now[0]
+    def slow(layer: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        made = forward(layer, images)
+        rounds.append(made.dtype)
+        now[0] += 1.0 if made.dtype == torch.bfloat16 else 4.0
+        return made
 
-    monkeypatch.setattr(agents.doctor.time, "perf_counter", clock)  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", slow)
+    monkeypatch.setattr(agents.doctor.time, "perf_counter", lambda: now[0])  # type: ignore[attr-defined]
     assert agents.doctor._times_faster_in_bfloat16() == 4.0
-    assert len(calls) == 4 * agents.doctor.REPEATS
+    assert rounds == [torch.float32, torch.bfloat16] * agents.doctor.REPEATS
 
 
 def test_a_gpu_that_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:

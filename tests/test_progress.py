@@ -264,6 +264,18 @@ def test_a_log_names_long_work_once() -> None:
     assert log.getvalue().splitlines() == ["episode 2/10 | 03:26 left", "layer 2/4 | 01:01 left"]
 
 
+def test_a_log_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers take less than a minute each time; without a number of episodes its evaluations tell the end."""
+    log, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    long_work = LongWork(log, clock=lambda: now[0])
+    with listening(long_work.note), work("search"), TrainingProgress(4, "dqn", None, 100, None) as progress:
+        for number in range(1, 21):
+            progress({"measured": 1, **({"plan": None} if number % 4 == 0 else {})})
+            now[0] += 10.0
+    assert log.getvalue() == "dqn, episode | 13:17 left\n"
+
+
 def test_a_log_does_not_name_work_of_which_nothing_is_done() -> None:
     log = io.StringIO()
     LongWork(log, clock=lambda: 100.0).note([begun("step", 10)])

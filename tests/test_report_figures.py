@@ -60,6 +60,11 @@ def test_thousands_of_plans_are_thinned_out_but_for_the_front(tmp_path: Path) ->
     assert any(text.startswith("episode 4001 ") for text in said)
 
 
+def test_of_equal_plans_the_front_has_the_first(tmp_path: Path) -> None:
+    equal = [episode("dqn", 8.0, 0.95, MIXED)] * 4000
+    assert len(tips(plans_drawing([read_run(write_run(tmp_path / "equal", history=equal))]))) <= 1505
+
+
 def test_layers(run: Run) -> None:
     (model,) = explained(run)
     drawing = layers_drawing(run, model, "layers")

@@ -1,6 +1,7 @@
 """What the commands print."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables that go to a file or a pipe are not cut off, whatever the terminal's width."""
-    monkeypatch.setenv("COLUMNS", "64")
+    """What goes to a file or a pipe is not cut off or broken, whatever the terminal's width."""
+    monkeypatch.setenv("COLUMNS", "40")
 
 
 def cells(text: str) -> list[list[str]]:
@@ -113,11 +114,21 @@ def test_a_plan(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path, ca
     }
     print_info(path, as_json=False)
     text = capsys.readouterr().out
-    assert f"{path.stat().st_size:,} bytes" in " ".join(text.split())
+    assert f"{path.stat().st_size:,} bytes" in text
     rows = cells(text)
     assert ["stem", "16x1x3x3", "8", "0%", "dense", "8"] in rows
     assert ["block1.conv1", "16x16x3x3", "4", "75%", "bitmask", "8"] in rows
     assert ["logits", "3x16", "2", "25%", "dense", "8"] in rows
+
+
+def test_forced_colours_do_not_make_a_terminal_of_a_pipe(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = Path("/data/projects/customers/detection/photographs/runs/with-a-rather-long-name")
+    teacher = {"map": 0.7, "bytes": 8_000_000}
+    result = {"dataset": "shapes", "split": "test", "metric": "mAP", "episodes": 1, "seconds": 61.4}
+    print_table({**result, "teacher": teacher, "methods": {}}, out)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "1 episode, 61 s. Written to " + str(out) in text
 
 
 def test_a_file_with_unchosen_layers(

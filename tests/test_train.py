@@ -156,6 +156,21 @@ def test_training_that_is_interrupted_too_early(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interruption_between_the_first_file_and_the_first_checkpoint(
+    splits: dict[str, CocoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any) -> None:
+        assert (tmp_path / "teacher").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_checkpoint", interrupt)
+        with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
+            _train(splits, tmp_path / "teacher", epochs=1)
+    assert not list(tmp_path.iterdir())
+    _train(splits, tmp_path / "teacher", epochs=1)
+
+
 def test_checkpoint_of_other_arguments_is_refused(
     splits: dict[str, CocoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

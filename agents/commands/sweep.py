@@ -8,6 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from agents.commands.search import PHOTOS, SHAPES, search
+from agents.flags import plain
 from detectors.errors import InputError
 
 
@@ -85,7 +86,7 @@ def _arguments(flags: tuple[str, ...]) -> dict[str, Any]:
     def collected(*positional: Any, **named: Any) -> dict[str, Any]:
         return named
 
-    found: dict[str, Any] = tyro.cli(collected, prog="hsq sweep ... --", args=list(flags))
+    found: dict[str, Any] = tyro.cli(plain(collected), prog="hsq sweep ... --", args=list(flags))
     usual: dict[str, Any] = tyro.cli(collected, args=[])
     made = {name: value for name, value in found.items() if value != usual[name]}
     for name in ("dataset", "teacher", "latency_table"):
