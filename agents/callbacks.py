@@ -1,63 +1,12 @@
-"""Callbacks of a search: the record of finished episodes, and the end of the time budget."""
+"""The callback that hands finished episodes on and ends a training with its budget."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from gymnasium.spaces import Discrete
-from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
-from detectors.progress import each
-from hsq_env.choices import Plan
-from hsq_env.observation import PROGRESS_NAMES
-
-BLUR = 0.2  # standard deviation, of numbers in [0, 1]
-TARGET_SYNC = 30  # gradient steps between updates of the target network before the first step
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A finished episode: everything needed to replay and judge it.
-
-    :param source: who chose, an agent's name or a baseline's
-    :param total_reward: sum of the rewards
-    :param accuracy: on the search split, after the last layer
-    :param divergence: likewise
-    :param target_ratio: that it was asked for
-    :param ratio: as the written file has it
-    """
-
-    source: str
-    plan: Plan
-    total_reward: float
-    accuracy: float
-    ratio: float
-    seconds: float
-    divergence: float = 0.0
-    target_ratio: float | None = None
-
-    @classmethod
-    def of(cls, source: str, info: dict[str, Any], total_reward: float, seconds: float) -> "Episode":
-        """From the info of an episode's last step."""
-        return cls(
-            source,
-            info["plan"],
-            total_reward,
-            info["accuracy"],
-            info["ratio"],
-            round(seconds, 2),
-            math.inf if info["diverged"] else info["divergence"],
-            info["target_ratio"],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Without the plan's layer names."""
-        short = [[c.bits, c.sparsity] for c in self.plan.choices]
-        return {**{k: v for k, v in asdict(self).items() if k != "plan"}, "choices": short}
+from agents.episode import Episode
 
 
 class EpisodeRecorder(BaseCallback):
@@ -147,49 +96,3 @@ class EpisodeRecorder(BaseCallback):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self.on_episode(episode, info)
-
-
-class PretrainOnReplay(BaseCallback):
-    """Learns from the seeded replay before the first step of one's own.
-
-    Temporal differences alone say nothing about actions that no seed took, so that the first greedy episode would be
-    as good as random. A DQN is therefore also taught that the seeds' actions are better than all others by a margin
-    (DQfD, Hester et al. 2018, arXiv 1704.03732, equation 2): it starts from the best known plan. The part of the
-    observation that says where the search stands is blurred meanwhile, so that one explored action does not lead to
-    states where nothing was learned.
-
-    :param gradient_steps: how many of each kind
-    :param margin: by which a seed's action must lead, in rewards
-    """
-
-    def __init__(self, gradient_steps: int = 300, margin: float = 0.05) -> None:
-        super().__init__()
-        self.gradient_steps, self.margin = gradient_steps, margin
-
-    def _on_training_start(self) -> None:
-        model: Any = self.model
-        if model.replay_buffer.size() == 0:
-            return
-        for step in each(range(self.gradient_steps), "learning from known plans, step"):
-            model.train(gradient_steps=1, batch_size=model.batch_size)
-            if isinstance(model, DQN):
-                self._margin_step(model)
-                if step % TARGET_SYNC == TARGET_SYNC - 1:
-                    model.q_net_target.load_state_dict(model.q_net.state_dict())
-
-    def _margin_step(self, model: DQN) -> None:
-        assert model.replay_buffer is not None and isinstance(model.action_space, Discrete)
-        actions = int(model.action_space.n)
-        seeds = model.replay_buffer.sample(model.batch_size)
-        observations = seeds.observations.clone()
-        moving = slice(-actions - len(PROGRESS_NAMES), -actions)
-        observations[:, moving] += BLUR * torch.randn_like(observations[:, moving])
-        values = model.q_net(observations)  # (N, actions)
-        taken = torch.zeros_like(values).scatter_(1, seeds.actions.long(), 1.0)
-        lead = (values + self.margin * (1 - taken)).amax(dim=1) - (values * taken).sum(dim=1)
-        model.policy.optimizer.zero_grad()
-        lead.mean().backward()
-        model.policy.optimizer.step()
-
-    def _on_step(self) -> bool:
-        return True

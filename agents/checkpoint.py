@@ -102,7 +102,7 @@ class Checkpoints:
 
 
 def user_key() -> bytes:
-    """With which this user signs what only this user's searches should read; made once."""
+    """The key that signs this user's checkpoints; made when it is first needed."""
     path = cache_folder() / "checkpoint.key"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

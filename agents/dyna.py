@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.baselines.planner import SurrogatePlanner
-from agents.explore import Transition
+from agents.rollout import Transition
 from agents.surrogate import Guess, practice_env
 from agents.walk import Walk
 from detectors.progress import each

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.baselines.plans import uniform_plan
-from agents.callbacks import Episode
+from agents.episode import Episode
 from agents.run_folder import RunFolder
 from detectors.progress import Work, work
 from hsq_env.choices import Plan

@@ -1,4 +1,4 @@
-"""Masks for agents that take the best of their values: forbidden actions get values that nothing falls below.
+"""Action masks for value-based agents: forbidden actions get a value below all others.
 
 The environment's observation ends with one number per action that says whether the budget allows it. Masking values by
 it covers every place where a value-based agent takes a maximum: the greedy action and the bootstrap target.

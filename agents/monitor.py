@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.find import Explorer
+from agents.explorer import Explorer
 from detectors.errors import InputError
 from hsq_env.accuracy import Scale, scale_of
 from hsq_env.file import load_hsq

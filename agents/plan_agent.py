@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from agents.baselines.proposers import LearnsFromDivergences, Proposer
-from agents.explore import Transition
+from agents.rollout import Transition
 from agents.walk import Walk
 from hsq_env.env import HSQEnv
 

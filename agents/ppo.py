@@ -1,4 +1,4 @@
-"""PPO, which pays for asking what the budget forbids by getting something else."""
+"""PPO without masks: in place of a forbidden action, the environment executes the nearest allowed one."""
 
 from typing import Any
 

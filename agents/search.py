@@ -10,10 +10,10 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.callbacks import Episode
 from agents.checkpoint import Checkpoints
+from agents.episode import Episode
+from agents.explorer import Explorer
 from agents.finalists import UNIFORM_BITS, KeptStudents, choose, measure
-from agents.find import Explorer
 from agents.keeper import Keeper, handling_signals, interrupt
 from agents.layer_figures import layer_figures
 from agents.run_folder import RunFolder, check_new_folder, read_settings

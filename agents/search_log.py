@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.callbacks import Episode
+from agents.episode import Episode
 from agents.run_folder import RunFolder
 from detectors.files import write_atomically
 from hsq_env.choices import Choice, Plan

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.provenance import command, machine, versions
 from agents.run_folder import RunFolder
 from agents.search_log import SearchLog

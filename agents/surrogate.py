@@ -146,11 +146,11 @@ class Guess:
         """Back to the teacher."""
         self.layer, self.load = 0, 0.0
 
-    def knows(self, choice: Choice, alpha: float) -> bool:
+    def has_visited(self, choice: Choice, alpha: float) -> bool:
         """Everything, in its way."""
         return True
 
-    def known(self, choice: Choice, alpha: float) -> Outcome:
+    def revisit(self, choice: Choice, alpha: float) -> Outcome:
         """Go on to what the model expects of a decision."""
         at = self.layer, self.column[choice]
         repaired, before = float(self.model.repaired[at]), self.load

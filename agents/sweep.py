@@ -17,8 +17,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from agents.callbacks import Episode
-from agents.front import front
+from agents.episode import Episode
+from agents.pareto import pareto_front
 from agents.ray_workers import connect, disconnect
 from agents.run_folder import CHECKPOINTS, SETTINGS
 from agents.trial_progress import TrialProgress
@@ -283,6 +283,6 @@ def mark_front(rows: list[dict[str, Any]]) -> None:
     done = [row for row in rows if row["state"] == "finished"]
     for detector in {row.get("detector") for row in done}:
         rivals = [row for row in done if row.get("detector") == detector]
-        unbeaten = front([(-row["bytes"], -row["lost"]) for row in rivals])
+        unbeaten = pareto_front([(-row["bytes"], -row["lost"]) for row in rivals])
         for index, row in enumerate(rivals):
             row["front"] = index in unbeaten

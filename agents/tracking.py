@@ -14,7 +14,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 
-from agents.callbacks import Episode
+from agents.episode import Episode
 from agents.run_folder import RunFolder
 from agents.trackers import MLflow, TensorBoard, WeightsAndBiases, reason_of
 from detectors.errors import InputError
@@ -51,7 +51,7 @@ def record_of(name: str, before: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Tracking:
-    """A tracker that does no harm. Entered, it has a run; left, the run has ended.
+    """A tracker whose failures end no search; a context manager around one run.
 
     :param record: see ``record_of``
     :param settings: of the search, by name

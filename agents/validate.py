@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.finalists import UNIFORM_BITS, finetuned
-from agents.front import front
+from agents.pareto import pareto_front
 from agents.run_folder import digest_of
 from detectors.errors import InputError
 from detectors.progress import Work, say, work
@@ -299,6 +299,6 @@ def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["holds"]:
             rivals.setdefault((row["dataset"], row["model"], row["metric"]), []).append(row)
     for group in rivals.values():
-        for index in front([(row["ratio"], -row["lost"]) for row in group]):
+        for index in pareto_front([(row["ratio"], -row["lost"]) for row in group]):
             group[index]["front"] = True
     return sorted(marked, key=lambda r: (r["dataset"], not r["holds"], not r["front"], r["lost"], -r["ratio"]))

@@ -29,7 +29,7 @@ import hsq_env  # noqa: F401 - before torch
 import numpy as np
 import torch
 
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.search import search
 from benchmarks.record import RESULTS, write_result
 from hsq_env.env import HSQEnv

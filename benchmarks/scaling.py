@@ -32,8 +32,8 @@ import torch
 from agents.algorithms import make_agent
 from agents.baselines.planner import SurrogatePlanner
 from agents.dyna import EACH, Dyna
-from agents.explore import rollout, seed_replay
 from agents.keep_best import KeepBest
+from agents.rollout import rollout, seed_replay
 from agents.search_log import SearchLog
 from benchmarks.artifacts import full_width_task
 from benchmarks.coco_cost import SIDE

@@ -37,9 +37,9 @@ import numpy as np
 import torch
 
 import hsq_env  # noqa: F401 - before torch
-from agents.callbacks import Episode
+from agents.episode import Episode
+from agents.explorer import Explorer
 from agents.finalists import finetuned_student
-from agents.find import Explorer
 from agents.search_log import SearchLog
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from benchmarks.statistics import interquartile_mean, interval

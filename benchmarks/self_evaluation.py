@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import hsq_env  # noqa: F401 - before torch
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.search_log import SearchLog
 from benchmarks.record import RESULTS, append_line, read_lines, write_result
 from hsq_env.env import HSQEnv

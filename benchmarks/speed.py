@@ -23,9 +23,9 @@ import tyro
 import hsq_env  # noqa: F401 - before torch
 from agents.algorithms import make_agent
 from agents.baselines.plans import integer_program_choices
-from agents.explore import rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.return_to_best import ReturnToBest
+from agents.rollout import rollout, seed_replay, train_agent
 from agents.search_log import SearchLog
 from agents.workers import workers
 from benchmarks.memory import MEGABYTE, Memory, status_megabytes

@@ -29,8 +29,8 @@ import torch
 
 from agents.baselines.plans import integer_program_choices, uniform_plan
 from agents.bench import bench
+from agents.explorer import Explorer
 from agents.finalists import finetuned_student
-from agents.find import Explorer
 from agents.run_folder import digest_of
 from agents.search import search
 from benchmarks.peers.given import REPEATS

@@ -44,7 +44,7 @@ class TraceableDetection:
 
 
 def traceable_detections(model: FCOS, state: State, images: Tensor, padded: Tensor) -> dict[str, Tensor]:
-    """``detectors.detection.detect`` of one image.
+    """``FCOSArchitecture.detect`` of one image.
 
     :param state: of the last stage of ``fcos_stages``
     :param images: (1, 3, H, W), to which boxes are clipped

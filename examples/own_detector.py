@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
 
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.search import search
 from agents.tables import print_table
 from detectors.architecture import Distillable

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.search import search
 from agents.tables import print_table
 from detectors.task import detection_task

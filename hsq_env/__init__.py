@@ -1,6 +1,6 @@
 """HSQ: layer-wise quantization and pruning of detectors and restorers as a Gymnasium environment.
 
-Importing registers the ids and nothing else; torch is loaded when an environment is made.
+Importing registers the ids and sets OMP_WAIT_POLICY; torch is loaded when an environment is made.
 """
 
 import importlib

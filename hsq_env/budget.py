@@ -50,7 +50,7 @@ class Budget:
         return spent + self.sizes[layer] + self.least_after[layer] <= self.limit
 
     def slack(self, layer: int, spent: int) -> float:
-        """How much of what could still be spent may be: 0 (the smallest choices only) to 1 (anything)."""
+        """Where the rest of the budget lies between the smallest (0) and the largest choices (1) of what is left."""
         least = self.sizes[layer].min() + self.least_after[layer]
         most = self.sizes[layer:].max(axis=1).sum()
         return 1.0 if most == least else float(np.clip((self.limit - spent - least) / (most - least), 0.0, 1.0))

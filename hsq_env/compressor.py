@@ -88,7 +88,7 @@ class Compressor:
         self._problem = b""
 
     def share(self, outcomes: Outcomes, problem: bytes) -> None:
-        """Look up and tell of outcomes there from now on.
+        """Read and write shared outcomes there from now on.
 
         :param problem: everything that outcomes depend on beside decisions and SPARK's policy
         """
@@ -144,7 +144,7 @@ class Compressor:
         self._go_back(0)
         self.node = self._built = self.table.root
 
-    def known(self, choice: Choice, alpha: float) -> Outcome | None:
+    def revisit(self, choice: Choice, alpha: float) -> Outcome | None:
         """Go on to a decision whose outcome the table holds; None, and nothing happens, if it does not.
 
         A step that teaches the policy is always taken.
@@ -155,8 +155,8 @@ class Compressor:
         self.node = found
         return found.outcome
 
-    def knows(self, choice: Choice, alpha: float) -> bool:
-        """Whether ``known`` would find a decision; nothing happens."""
+    def has_visited(self, choice: Choice, alpha: float) -> bool:
+        """Whether ``revisit`` would find a decision; nothing happens."""
         found = self.node.children.get(Decision(choice, alpha)) if self._looks_up() else None
         return found is not None and found.outcome is not None
 
@@ -172,7 +172,7 @@ class Compressor:
         problem = self._problem + (self.policy.digest() if self.policy is not None else b"")
         return key_of(problem, [*self.node.decisions(), Decision(choice, alpha)])
 
-    def told(self, choice: Choice, alpha: float) -> Outcome | None:
+    def adopt(self, choice: Choice, alpha: float) -> Outcome | None:
         """Go on to a decision whose outcome others have measured; None, and nothing happens, if they have not."""
         key = self._key(choice, alpha)
         if key is None or self._outcomes is None:

@@ -248,7 +248,7 @@ class HSQEnv(gym.Env[Observation, Any]):
 
     @property
     def spent(self) -> int:
-        """Of the budget by the decided layers: bytes, or nanoseconds where these are bounded."""
+        """What the decided layers take of the budget: bytes, or nanoseconds where these are bounded."""
         return int(sum(self.costs[layer, choice] for layer, choice in enumerate(self._executed)))
 
     @property
@@ -260,12 +260,12 @@ class HSQEnv(gym.Env[Observation, Any]):
 
     @property
     def steps_taken(self) -> tuple[int, int]:
-        """Steps since the environment or the fork that it is was made, and how many the table answered."""
+        """Steps since this environment or fork was made, and how many of them the table answered."""
         return self._steps, self._visited_steps
 
     @property
     def evaluations(self) -> int:
-        """Students that were measured since the environment or the fork that it is was made."""
+        """Students that were measured since this environment or fork was made."""
         return self._steps - self._visited_steps
 
     @property
@@ -279,14 +279,14 @@ class HSQEnv(gym.Env[Observation, Any]):
             return np.ones(len(self.choices), dtype=bool)
         return self.budget.mask(self.index, self.spent)
 
-    def would_measure(self, action: Any) -> bool:
-        """Whether this action's step would compute something, in place of finding it in the table."""
-        choice, alpha = self.choices[self._decode(action)], self._alpha_of(action)
-        return not self.compressor.knows(choice, alpha)
-
     def action_masks(self) -> NDArray[np.bool_]:
         """The same in the form that sb3-contrib expects of the action space."""
         return self.actions.mask(self.allowed())
+
+    def would_measure(self, action: Any) -> bool:
+        """Whether this action's step would compute something, in place of finding it in the table."""
+        choice, alpha = self.choices[self._decode(action)], self._alpha_of(action)
+        return not self.compressor.has_visited(choice, alpha)
 
     def plan(self) -> Plan:
         """The choices of a finished episode."""
@@ -302,26 +302,15 @@ class HSQEnv(gym.Env[Observation, Any]):
             raise gym.error.ResetNeeded("The episode has ended: call reset() before step().")
         executed = self._decode(action)
         choice, alpha = self.choices[executed], self._alpha_of(action)
-        measured = self.compressor.known(choice, alpha)  # the same choices again cost nothing
-        self._steps, self._visited_steps = self._steps + 1, self._visited_steps + (measured is not None)
-        if measured is None:
-            measured = self.compressor.told(choice, alpha)  # somebody else has measured it
+        measured = self._look_up(choice, alpha)
         if measured is None:
             self.compressor.compress(choice)
             finite = self.compressor.finetune(alpha)
             measured = self.compressor.measure(choice, alpha, finite)
         outcome = self._record(executed, measured)
         terms = reward_terms(self.reward, outcome, self.beta)
-        info = {
-            "executed_action": self._executed_action(action, executed),
-            "reward_terms": terms,
-            "accuracy": outcome.accuracy,
-            "divergence": self._divergence,
-            "diverged": outcome.diverged,
-            "ratio": self.ratio,
-            **({"plan": self.plan()} if outcome.last else {}),
-        }
-        return self._observation(), float(sum(terms.values())), outcome.last, False, {**info, **self._state_info()}
+        info = self._step_info(self._executed_action(action, executed), outcome, terms)
+        return self._observation(), float(sum(terms.values())), outcome.last, False, info
 
     def _decode(self, action: Any) -> int:
         """The index of the choice to execute: the asked one, or the nearest that can still meet the budget."""
@@ -335,6 +324,24 @@ class HSQEnv(gym.Env[Observation, Any]):
     def _executed_action(self, action: Any, executed: int) -> Any:
         asked = self.actions.decode(action) == executed
         return action if asked else self.actions.encode(executed, self.actions.alpha(action))
+
+    def _look_up(self, choice: Choice, alpha: float) -> Outcome | None:
+        """What the same choices led to before: here, which costs nothing, or where others have measured them."""
+        visited = self.compressor.revisit(choice, alpha)
+        self._steps, self._visited_steps = self._steps + 1, self._visited_steps + (visited is not None)
+        return self.compressor.adopt(choice, alpha) if visited is None else visited
+
+    def _step_info(self, executed_action: Any, outcome: StepOutcome, terms: dict[str, float]) -> dict[str, Any]:
+        return {
+            "executed_action": executed_action,
+            "reward_terms": terms,
+            "accuracy": outcome.accuracy,
+            "divergence": self._divergence,
+            "diverged": outcome.diverged,
+            "ratio": self.ratio,
+            **({"plan": self.plan()} if outcome.last else {}),
+            **self._state_info(),
+        }
 
     def _record(self, executed: int, measured: Outcome) -> StepOutcome:
         """Note the choice as made, and what came of it."""

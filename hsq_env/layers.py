@@ -203,7 +203,7 @@ class CompressedLayer(nn.Module):
         return self.activations[call](x)
 
     def handed_on(self, x: Tensor) -> Tensor:
-        """The same for others who read what the layer reads (``detectors.stages.as_read``)."""
+        """The layer's rounded input, for others who read the same tensor (``detectors.stages.as_read``)."""
         return self.quantized_input(x) if self.mark is None else x + self.mark
 
     def snapshot(self) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def weight_levels(choice: Choice) -> Levels:
 
     2-bit weights are balanced, {-1.5, -0.5, 0.5, 1.5} scales, where pruned weights have a mask of their own; at 25 %
     sparsity a mask costs more than the pruned weights save, so that one level must be zero and the codes are
-    {-2, -1, 0, 1}. Balanced levels were measured to do a third of the damage (benchmarks/two_bit_levels.py).
+    {-2, -1, 0, 1}. Without sparsity, balanced levels were measured to do a third of the damage
+    (benchmarks/two_bit_levels.py).
 
     >>> levels = weight_levels(Choice(2))
     >>> [code + levels.offset for code in range(levels.low, levels.high + 1)]

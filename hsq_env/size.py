@@ -20,7 +20,6 @@ SCALE_BYTES = 2  # bfloat16
 BIAS_BYTES = 2  # float16
 RANGE_BYTES = 8  # float32 scale and zero point, per call in a forward pass
 FLOAT_BYTES = 4
-ENCODINGS = ("dense", "bitmask", "n:m", "channels")
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,9 @@ def load_photos(
 ) -> dict[str, Photos]:
     """The images of a folder as "train", "search" and "test".
 
-    Subfolders ``train``, ``search`` and ``test`` are used where they exist; ``val`` stands in for ``test``. Without a
-    ``search`` folder the last tenth of the training images by name serves searches. A folder without subfolders is
-    divided by name: eight tenths, one tenth, one tenth.
+    Subfolders ``train``, ``search`` and ``test`` are used where they exist; ``val`` stands in for ``test``, or beside
+    ``test`` for ``search``. Without either the last tenth of the training images by name serves searches. A folder
+    without subfolders is divided by name: eight tenths, one tenth, one tenth.
 
     :param folder: or ``"photos"``, scikit-image's
     :param channels: 1 for grey, 3 for colour

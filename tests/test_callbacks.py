@@ -11,8 +11,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_task import TinyTask
 
 from agents.algorithms import make_agent
-from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
-from agents.evaluations import EvaluationBudget
+from agents.callbacks import EpisodeRecorder
+from agents.episode import Episode
+from agents.evaluation_budget import EvaluationBudget
+from agents.pretrain import PretrainOnReplay
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 

@@ -13,7 +13,7 @@ import torch
 from helpers import random_plan, write_noise
 from tiny_task import TinyTask
 
-import agents.explore
+import agents.rollout
 import agents.tables
 import agents.teachers
 import detectors.task
@@ -22,7 +22,7 @@ import hsq_env.make
 import restorers.teacher
 from agents.callbacks import EpisodeRecorder
 from agents.cli import main
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.spark_file import load_spark
 from detectors.errors import InputError
 from detectors.folder import load_folder
@@ -429,7 +429,7 @@ def test_an_interrupted_search(
         def _on_step(self) -> bool:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(agents.explore, "EpisodeRecorder", Interrupted)
+    monkeypatch.setattr(agents.rollout, "EpisodeRecorder", Interrupted)
     out = tmp_path / "run"
     line = fails(capsys, "search", "--out", str(out), "--target-ratio", "6", code=130)
     assert f"{out} holds the best plan so far" in line

@@ -43,7 +43,7 @@ def walk(compressor: Compressor) -> list[float]:
 
 def step(compressor: Compressor, choice: Choice, alpha: float = 0.3) -> Outcome:
     """One layer, looked up or computed."""
-    known = compressor.known(choice, alpha)
+    known = compressor.revisit(choice, alpha)
     if known is not None:
         return known
     compressor.compress(choice)
@@ -124,8 +124,8 @@ def test_a_diverged_block_is_put_back(tiny: TinyTask, kind: str) -> None:
     outcome = compressor.measure(Choice(2), 0.3, finite)
     assert outcome == Outcome(judged[0], False, judged[1])
     compressor.reset()
-    compressor.known(Choice(4, 0.5), 0.3)
-    assert compressor.known(Choice(2), 0.3) == outcome
+    compressor.revisit(Choice(4, 0.5), 0.3)
+    assert compressor.revisit(Choice(2), 0.3) == outcome
 
 
 def _stored(compressor: Compressor) -> list[Tensor]:

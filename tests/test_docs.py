@@ -21,7 +21,7 @@ from pages import PAGES, ROOT, blocks_of, name_of, prose_of, text_of
 from tiny_task import TinyTask
 
 from agents.commands import COMMANDS
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.search import search
 from agents.search_log import SearchLog
 from hsq_env.env import HSQEnv

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_task import TinyTask
 
-from agents.evaluations import EvaluationBudget
-from agents.explore import play_episode, rollout
+from agents.evaluation_budget import EvaluationBudget
 from agents.keep_best import KeepBest
+from agents.rollout import play_episode, rollout
 from agents.search_log import SearchLog
 from hsq_env.env import HSQEnv
 

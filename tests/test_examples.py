@@ -19,7 +19,7 @@ from tiny_task import TinyTask
 from torchvision.models.detection import FCOS
 from torchvision.transforms.functional import to_tensor
 
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.search import search
 from agents.search_log import SearchLog
 from detectors.backbone import fold_batch_norm

@@ -10,7 +10,7 @@ from test_finetuning import BadLoss
 from tiny_task import TinyNet, TinyTask
 from torch import Tensor
 
-from agents.callbacks import Episode
+from agents.episode import Episode
 from agents.finalists import choose, finetuned_student, measure
 from agents.run_folder import RunFolder
 from hsq_env.choices import Choice, Plan

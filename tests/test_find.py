@@ -15,8 +15,8 @@ from tiny_task import TinyTask
 
 from agents.algorithms import ALGORITHMS, make_agent
 from agents.baselines import BASELINES
-from agents.explore import Transition
-from agents.find import Explorer
+from agents.explorer import Explorer
+from agents.rollout import Transition
 from agents.run_folder import RunFolder
 from agents.search_log import SearchLog
 from detectors.errors import InputError

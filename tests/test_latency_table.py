@@ -11,7 +11,7 @@ from tiny_task import TinyTask
 
 from agents.baselines.plans import integer_program_choices, random_choices
 from agents.cli import main
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.keep_best import KeepBest
 from agents.search import search
 from detectors.errors import InputError

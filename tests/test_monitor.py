@@ -10,7 +10,7 @@ import torch
 from tiny_task import TinyNet, TinyTask
 
 import agents.monitor
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.monitor import Verdict, explorer_from, monitor, read_run, settings_of
 from agents.search import search
 from detectors.errors import InputError

@@ -14,7 +14,7 @@ from helpers import ROOT
 from tiny_task import TinyTask
 from torch import nn
 
-import agents.find
+import agents.explorer
 import benchmarks.peers.given as given_module
 import benchmarks.peers.run as run_module
 import benchmarks.peers.summary as summary_module
@@ -246,7 +246,7 @@ def test_a_table_is_made_and_gone_on_with(
     monkeypatch.setattr(table.Runner, "_task", lambda self, dataset, seed: tiny)
     monkeypatch.setattr(table, "shapes_folder", lambda counts: tmp_path)
     monkeypatch.setattr(table, "check_exportable", lambda model, post_processing: None)
-    monkeypatch.setattr(agents.find, "Dyna", partial(Dyna, first=4, each=2, gradient_steps=3))  # little practice
+    monkeypatch.setattr(agents.explorer, "Dyna", partial(Dyna, first=4, each=2, gradient_steps=3))  # little practice
     work = tmp_path / "work"
     (work / "embedded-tiny" / "seed1").mkdir(parents=True)
     (work / "embedded-tiny" / "seed1" / "teacher.safetensors").write_text("of a run that was interrupted")

@@ -19,7 +19,7 @@ from helpers import ROOT
 from test_cli_resume import SCRIPT
 
 import agents.progress
-from agents.callbacks import Episode
+from agents.episode import Episode
 from agents.progress import EVERY, Above, Line, LongWork, fitting, shown
 from agents.search_log import SearchLog
 from agents.training_progress import TrainingProgress

@@ -11,7 +11,7 @@ import pytest
 from tiny_task import TinyTask
 
 import agents.search
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.keep_best import KeepBest
 from agents.workers import Cluster, keep_best, workers
 from detectors.errors import InputError

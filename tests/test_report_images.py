@@ -12,8 +12,8 @@ from helpers import write_noise
 from PIL import Image
 
 from agents.cli import main
+from agents.report.data_uri import data_uri, grey_or_color, heat
 from agents.report.detections import agreement, compare, difference_of
-from agents.report.images import data_uri, grey_or_color, heat
 from agents.report.pictures import pictures_of
 from agents.report.restorations import _most_different
 from agents.report.run import read_run

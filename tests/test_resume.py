@@ -20,11 +20,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tiny_task import TinyTask
 
 import agents.checkpoint
-import agents.find
+import agents.explorer
 import agents.search
 import hsq_env.finetuning
 from agents.dyna import Dyna
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.keeper import Callbacks, Keeper
 from agents.run_folder import RunFolder
 from agents.self_evaluation import SelfEvaluationCallback
@@ -72,7 +72,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
         between_steps(self, callbacks)
 
     monkeypatch.setattr(Keeper, "between_steps", counted)
-    monkeypatch.setattr(agents.find, "Dyna", partial(Dyna, first=4, each=2, gradient_steps=3))
+    monkeypatch.setattr(agents.explorer, "Dyna", partial(Dyna, first=4, each=2, gradient_steps=3))
 
 
 @pytest.fixture

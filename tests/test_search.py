@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tiny_task import TinyNet, TinyTask
 
-import agents.explore
-import agents.find
+import agents.explorer
+import agents.rollout
 import agents.search
 from agents.algorithms import ALGORITHMS
 from agents.callbacks import EpisodeRecorder
 from agents.dqn import HYPERPARAMETERS
-from agents.find import Explorer
+from agents.explorer import Explorer
 from detectors.errors import InputError
 from hsq_env.choices import BITS, SPARSITIES, Choice, Plan, choice_grid
 from hsq_env.env import HSQEnv
@@ -261,7 +261,7 @@ def test_an_interruption_of_two_workers_leaves_the_best_plan(
     class Soon(Interrupted):
         stop_at = 20  # timesteps of both: in the second pair of episodes
 
-    monkeypatch.setattr(agents.explore, "EpisodeRecorder", Soon)
+    monkeypatch.setattr(agents.rollout, "EpisodeRecorder", Soon)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match="best plan so far"):
         search(tiny, out, **{**SETTINGS, "episodes": 9}, workers=2, say=nothing)
@@ -312,7 +312,7 @@ def check_usable(tiny: TinyTask, out: Path) -> None:
 def test_an_interrupted_agent_leaves_the_best_plan(
     tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agents.explore, "EpisodeRecorder", Interrupted)
+    monkeypatch.setattr(agents.rollout, "EpisodeRecorder", Interrupted)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt) as error:
         search(tiny, out, **SETTINGS, say=nothing)
@@ -379,7 +379,7 @@ def test_an_interruption_before_any_plan_says_so(
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(agents.find, "rollout", stop)
+    monkeypatch.setattr(agents.explorer, "rollout", stop)
     with pytest.raises(KeyboardInterrupt, match="holds no plan"):
         search(tiny, tmp_path / "run", **SETTINGS, say=nothing)
     assert not (tmp_path / "run" / "plan.json").exists()

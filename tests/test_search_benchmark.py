@@ -11,8 +11,8 @@ from tiny_task import TinyTask
 
 import benchmarks.search as bench
 import benchmarks.self_evaluation as loops
+from agents.explorer import Explorer
 from agents.finalists import finetuned_student
-from agents.find import Explorer
 from benchmarks.record import append_line, read_lines
 from benchmarks.search import BENCHES, SETTINGS, Run, interquartile_mean, plan_of, summary
 from benchmarks.search_figure import curve_of, draw, far_off

@@ -11,10 +11,10 @@ from agents.baselines import planner as planner_module
 from agents.baselines.planner import SurrogatePlanner
 from agents.baselines.plans import cost_limit
 from agents.dyna import Dyna, learn_from_rollouts
-from agents.explore import rollout
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.keep_best import KeepBest
 from agents.return_to_best import ReturnToBest
+from agents.rollout import rollout
 from agents.search_log import SearchLog
 from agents.surrogate import (
     CHOICE_FLOOR,

@@ -17,7 +17,7 @@ from tiny_task import TinyTask
 
 import agents.search
 import agents.trackers
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.trackers import MLflowWriter
 from agents.tracking import TRACKERS, check_tracker, table_of
 from detectors.errors import InputError

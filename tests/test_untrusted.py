@@ -16,7 +16,7 @@ from tiny_task import TinyTask
 
 import agents.search
 from agents.checkpoint import Checkpoints
-from agents.find import Explorer
+from agents.explorer import Explorer
 from agents.finetune import finetune
 from agents.monitor import read_run
 from agents.replay import fill_replay, load_policy

@@ -1,4 +1,4 @@
-"""Commands for a finished model: ``hsq monitor``, ``evaluate``, ``export``, ``info``."""
+"""Commands for finished models: ``hsq monitor``, ``evaluate``, ``export``, ``bench``, ``validate`` and more."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,7 +42,7 @@ def monitor(
     :param json: print {"dataset", "metric", "model", "teacher", "untreated" (images as they come), "accuracy",
         "target", "claimed", "meets", "search" (result.json of the new one, or null)}; all else goes to standard error
     """
-    from agents.find import Explorer
+    from agents.explorer import Explorer
     from agents.monitor import explorer_from, settings_of
     from agents.monitor import monitor as measure
     from agents.output import aside, print_json
@@ -85,7 +85,7 @@ def evaluate(
 
     :param file: model.hsq of a search
     :param dataset: data of the model's kind; the embedded data if not given
-    :param split: "test", or "search" for the whole split that rewards come from
+    :param split: "test", or "search" for the whole split that rewards come from (of restorers 64 patches)
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param json: print {"file", "dataset", "split", "map" or "psnr", "bytes", "ratio" (beside a teacher), "metric"}
     """

@@ -99,8 +99,8 @@ def search(
     :param teacher: a detector's, written by 'hsq teacher', torchvision's COCO weights of --detector (.pth), or a
         restorer's; the shipped detector if not given
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
-    :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg; a baseline: uniform, random, greedy, ilp,
-        ilp_repaired, ilp_loads, tpe, nsga2, local; or module:factory of your own
+    :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg, haq, amc; a baseline: uniform, random, greedy,
+        ilp, ilp_repaired, ilp_loads, tpe, nsga2, local, planner; or module:factory of your own
     :param episodes: of the agent, which come after the plans that it starts from; each decides every layer once; the
         paper uses 1000; 5 if nothing limits the search
     :param evaluations: students that may be measured in the search, one for each new step
@@ -217,7 +217,7 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode: OnEpisode = no_one) -> dict[str, Any]:
     """Search with the command's arguments."""
-    from agents.find import Explorer
+    from agents.explorer import Explorer
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
     from agents.workers import Cluster

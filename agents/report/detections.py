@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from agents.report.images import data_uri
+from agents.report.data_uri import data_uri
 from detectors.batches import Preparation
 from detectors.progress import each
 from detectors.stages import run_stages

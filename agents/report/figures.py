@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from agents.front import front
+from agents.pareto import pareto_front
 from agents.report.run import Model, Run, Tried
 from agents.report.svg import LINES, MARKERS, ROLES, SERIES, new_figure, style, to_svg
 
@@ -119,7 +119,9 @@ def plans_drawing(runs: Sequence[Run], measure: str = "accuracy") -> Drawing:
             if not placed:
                 continue
             points = [(tried.ratio, value if upwards else -value) for value, tried in placed]
-            on_front = sorted({points[i]: i for i in reversed(front(points))}.values())  # the first of equal ones
+            on_front = sorted(
+                {points[i]: i for i in reversed(pareto_front(points))}.values()
+            )  # the first of equal ones
             chosen = _winners(run)
             shown = thinned(placed, on_front)
             gid = f"plans-{place}"

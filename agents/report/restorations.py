@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from agents.report.images import data_uri, grey_or_color, heat
+from agents.report.data_uri import data_uri, grey_or_color, heat
 from detectors.progress import each
 from detectors.stages import run_stages
 from hsq_env.distillation.spark import Spark

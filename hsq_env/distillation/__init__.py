@@ -1,4 +1,4 @@
-"""Distillation losses: AKD."""
+"""Distillation: AKD's losses, SPARK's policy, and published rivals (wavelet, attention)."""
 
 from hsq_env.distillation.akd import AKD, JUDGING_WEIGHTS
 

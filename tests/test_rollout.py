@@ -10,11 +10,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_task import TinyTask
 
 from agents.algorithms import action_space_of, make_agent
-from agents.callbacks import Episode
-from agents.explore import play as play_policy
-from agents.explore import rollout, seed_replay, train_agent
+from agents.episode import Episode
 from agents.keep_best import KeepBest
 from agents.plan_agent import PlanAgent
+from agents.rollout import play as play_policy
+from agents.rollout import rollout, seed_replay, train_agent
 from agents.run_folder import RunFolder
 from agents.search_log import SearchLog
 from hsq_env.choices import Choice, Plan

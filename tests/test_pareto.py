@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents.front import front
+from agents.pareto import pareto_front
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from agents.front import front
     ],
 )
 def test_the_front(points: list[tuple[float, float]], expected: list[int]) -> None:
-    assert front(points) == expected
+    assert pareto_front(points) == expected
 
 
 def test_as_each_point_against_all_others() -> None:
@@ -26,4 +26,4 @@ def test_as_each_point_against_all_others() -> None:
         unbeaten = [
             i for i, (x, y) in enumerate(points) if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
         ]
-        assert front([(x, y) for x, y in points]) == unbeaten
+        assert pareto_front([(x, y) for x, y in points]) == unbeaten

@@ -23,14 +23,14 @@ from agents.baselines import BASELINES
 from agents.baselines.planner import SurrogatePlanner
 from agents.diagnostics import QValues, StepRegression
 from agents.dyna import Dyna, learn_from_rollouts
-from agents.evaluations import EvaluationBudget
+from agents.evaluation_budget import EvaluationBudget
 from agents.executed import end_episodes
-from agents.explore import Policy, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.keep_best import KeepBest
 from agents.keeper import Keeper, Training, learn
 from agents.plan_agent import PlanAgent
 from agents.replay import fill_replay, load_policy, replay_of
 from agents.return_to_best import ReturnToBest
+from agents.rollout import Policy, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.search_log import SearchLog
 from agents.self_evaluation import SelfEvaluationCallback
 from agents.workers import Cluster, check_workers, steps_taken

@@ -11,8 +11,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.callbacks import Episode, EpisodeRecorder, PretrainOnReplay
+from agents.callbacks import EpisodeRecorder
+from agents.episode import Episode
 from agents.keeper import Callbacks, Keeper, learn
+from agents.pretrain import PretrainOnReplay
 from agents.search_log import SearchLog
 from agents.training_progress import TrainingProgress
 from detectors.progress import each

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points that no other is at least as good as on both counts and better on one.
 
     Of points that are equal, all are in it or none.
