@@ -15,8 +15,8 @@ from hsq_env.choices import Plan
 from hsq_env.compensation import apply_plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
-from hsq_env.finetuning import finetune_all
 from hsq_env.kept_training import KeptTraining
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.student import Student, evaluate
 
 UNIFORM_BITS = (8, 4)

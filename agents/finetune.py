@@ -18,8 +18,8 @@ from hsq_env.distillation.attention import AttentionAKD
 from hsq_env.distillation.spark import EVERY, Spark
 from hsq_env.distillation.wavelet import WaveletAKD
 from hsq_env.file import student_bytes
-from hsq_env.finetuning import LONG_ALPHA, finetune_all
 from hsq_env.layer_info import LayerInfo, trace_layers
+from hsq_env.long_finetuning import LONG_ALPHA, finetune_all
 from hsq_env.states import distilled_kinds
 from hsq_env.student import Student, evaluate
 from hsq_env.task import Task

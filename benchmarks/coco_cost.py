@@ -27,7 +27,7 @@ from benchmarks.artifacts import full_width_task, quantized
 from benchmarks.record import write_result
 from detectors.task import DetectionTask
 from hsq_env.choices import choice_grid
-from hsq_env.finetuning import finetune_all
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.states import run
 from hsq_env.student import predictions_of
 

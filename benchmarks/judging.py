@@ -32,9 +32,9 @@ from detectors.teacher import SHIPPED_TEACHER
 from hsq_env.choices import Plan
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.env import HSQEnv
-from hsq_env.sensitivity import kept_table, table_digest
 from hsq_env.states import KeptStates, run
 from hsq_env.student import evaluate
+from hsq_env.table_cache import kept_table, table_digest
 from hsq_env.task import Batch
 
 RUNS = RESULTS / "judging_runs.jsonl"

@@ -35,9 +35,9 @@ from detectors.task import detection_task
 from hsq_env.compensation import apply_plan
 from hsq_env.distillation.difficulty import laplacian_variance
 from hsq_env.distillation.spark import Spark
-from hsq_env.finetuning import finetune_all, long_pace
 from hsq_env.layer_info import trace_layers
 from hsq_env.lessons import error_maps
+from hsq_env.long_finetuning import finetune_all, long_pace
 from hsq_env.make import Made
 from hsq_env.states import run as run_stages
 from hsq_env.student import Student, predictions_of

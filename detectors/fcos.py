@@ -15,9 +15,9 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegres
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detectors.architecture import Distillable, anchors_of, anchors_of_batch, in_training, places_of
-from detectors.assignment import Assignment, assign, assigned_loss, classification_error
 from detectors.backbone import PLANES, backbone_stages, resnet50
 from detectors.batches import Batch
+from detectors.fcos_loss import Assignment, assign, assigned_loss, classification_error
 from detectors.stages import Stage, State, per_anchor, run_tower, without
 
 EXPANSION = 4  # outer channels over inner channels
@@ -114,7 +114,7 @@ class FCOSArchitecture:
         return fcos_stages(model)
 
     def assign(self, outputs: State, batch: Batch) -> Assignment:
-        """See ``detectors.assignment.assign``."""
+        """See ``detectors.fcos_loss.assign``."""
         features = outputs["features"]
         anchors = anchors_of_batch(self._teacher.anchor_generator, features, batch)
         return assign(self._teacher, batch.targets, anchors, places_of(features))

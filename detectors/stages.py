@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -24,7 +24,15 @@ class Stage:
     run: Callable[[State], State]
 
 
-def run_stages(stages: Sequence[Stage], state: State) -> State:
+class Runs(Protocol):
+    """A piece of a forward pass, of whatever kind."""
+
+    @property
+    def run(self) -> Callable[[State], State]:
+        """See ``Stage``."""
+
+
+def run_stages(stages: Sequence[Runs], state: State) -> State:
     """Run consecutive stages."""
     for stage in stages:
         state = stage.run(state)

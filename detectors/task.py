@@ -12,9 +12,10 @@ from detectors.architecture import Architecture, Distillable, architecture_of
 from detectors.batches import Batch, layout_of
 from detectors.cache import cache_folder
 from detectors.coco import MOST_KEPT, CocoSplit, LazyBatches
-from detectors.detection import Candidates, candidates, coco_rows, detections, detections_map
+from detectors.detection import coco_rows, detections_map
 from detectors.errors import InputError
 from detectors.fcos import FCOSArchitecture
+from detectors.fcos_detections import Candidates, candidates, detections
 from detectors.folder import check_folder, load_folder
 from detectors.metric import QuickMAP
 from detectors.shapes import DEFAULT_IMAGES, SHAPES_VERSION, write_shapes

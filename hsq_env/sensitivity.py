@@ -1,17 +1,10 @@
 """Sensitivity: what each choice of each layer alone does to the distillation loss, before and after a repair."""
 
-import contextlib
-import hashlib
-import os
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from detectors.cache import cache_folder
 from detectors.progress import each
 from hsq_env.choices import Choice
 from hsq_env.compressor import Compressor
@@ -19,11 +12,8 @@ from hsq_env.distillation import AKD, JUDGING_WEIGHTS
 from hsq_env.layer_info import LayerInfo
 from hsq_env.states import Dependencies, KeptStates, run
 from hsq_env.student import Student
+from hsq_env.table_cache import KeptRows, Table, kept_table, path_of, table_digest
 from hsq_env.task import Batch, Distilled, Task
-
-Table = NDArray[np.float64]
-ROWS_SECONDS = 60.0  # between two writings of a table that is being measured
-CACHE_VERSION = 4  # raised whenever the same inputs would give other sensitivities
 
 
 @torch.no_grad()
@@ -33,7 +23,7 @@ def measure_sensitivity(
     choices: Sequence[Choice],
     activation_bits: int | str | None = 8,
     pattern: str = "unstructured",
-    kept_rows: "KeptRows | None" = None,
+    kept_rows: KeptRows | None = None,
 ) -> Table:
     """The divergence on the calibration images with one layer compressed, all others as the teacher has them.
 
@@ -64,7 +54,7 @@ def measure_sensitivity(
 
 @torch.no_grad()
 def measure_repaired_sensitivity(
-    compressor: Compressor, choices: Sequence[Choice], alpha: float, kept_rows: "KeptRows | None" = None
+    compressor: Compressor, choices: Sequence[Choice], alpha: float, kept_rows: KeptRows | None = None
 ) -> Table:
     """The same after the repair that a step makes: a few gradient steps on the layer's block.
 
@@ -120,7 +110,7 @@ def sensitivity(
 ) -> Table:
     """``measure_sensitivity``, kept on disk under a hash of everything that it depends on."""
     digest = table_digest(task, (infos, choices, activation_bits, pattern), task.calibration())
-    rows = KeptRows(_path_of(digest))
+    rows = KeptRows(path_of(digest))
     table = kept_table(digest, lambda: measure_sensitivity(task, infos, choices, activation_bits, pattern, rows))
     rows.discard()
     return table
@@ -131,80 +121,7 @@ def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alph
     settings = (compressor.infos, choices, compressor.repair_settings(), alpha)
     task = compressor.task
     digest = table_digest(task, settings, [*task.calibration(), *task.finetuning()])
-    rows = KeptRows(_path_of(digest))
+    rows = KeptRows(path_of(digest))
     table = kept_table(digest, lambda: measure_repaired_sensitivity(compressor, choices, alpha, rows))
     rows.discard()
     return table
-
-
-def table_digest(task: Task, settings: object, batches: Sequence[Batch], version: str = torch.__version__) -> str:
-    """A name for a table that depends on the teacher, on images and on whatever else ``settings`` shows.
-
-    :param version: of torch, on which last bits depend
-    """
-    digest = hashlib.sha256(repr((CACHE_VERSION, version, JUDGING_WEIGHTS, settings)).encode())
-    for tensor in task.teacher.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    for batch in batches:
-        digest.update(batch.images.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:24]
-
-
-def kept_table(digest: str, measure: Callable[[], Table]) -> Table:
-    """The table of that name from the cache folder, measured and put there if it is absent or damaged."""
-    path = _path_of(digest)
-    found = _read(path)
-    if found is None:
-        found = measure()
-        _write(path, found)
-    return found
-
-
-class KeptRows:
-    """The rows of a table that have been measured so far, written every minute: at full width a table takes hours.
-
-    :param path: of the whole table; None keeps nothing
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = None if path is None else path.with_suffix(".part.npy")
-        self._due = time.monotonic() + ROWS_SECONDS
-
-    def load(self, shape: tuple[int, int]) -> Table:
-        """What was kept; NaN where nothing was."""
-        found = None if self._path is None else _read(self._path)
-        return np.full(shape, np.nan) if found is None or found.shape != shape else found
-
-    def keep(self, table: Table) -> None:
-        """Write the table as it is, if it is time to."""
-        if self._path is not None and time.monotonic() >= self._due:
-            _write(self._path, table)
-            self._due = time.monotonic() + ROWS_SECONDS
-
-    def discard(self) -> None:
-        """The table is whole."""
-        if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
-
-
-def _path_of(digest: str) -> Path:
-    return cache_folder() / f"sensitivity-{digest}.npy"
-
-
-def _read(path: Path) -> Table | None:
-    """None if it is absent or damaged."""
-    try:
-        with open(path, "rb") as file:
-            return np.asarray(np.lib.format.read_array(file, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, EOFError):
-        return None
-
-
-def _write(path: Path, table: Table) -> None:
-    """Write a table; a full or read-only disk must not stop a search, which can measure it again."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(beside, table)
-        beside.replace(path)

@@ -8,7 +8,7 @@ import torch
 
 from hsq_env.env_state import EnvState
 from hsq_env.prefixes import Row
-from hsq_env.sensitivity import table_digest
+from hsq_env.table_cache import table_digest
 
 if TYPE_CHECKING:
     from hsq_env.env import HSQEnv

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from detectors.stages import run_stages
 from hsq_env.task import Batch, Stage, State, Task
 
 
 def run(stages: Sequence[Stage], state: State, start: int = 0, stop: int | None = None) -> State:
     """Run the stages ``start`` to ``stop`` (to the end when None)."""
-    for stage in stages[start:stop]:
-        state = stage.run(state)
-    return state
+    return run_stages(stages[start:stop], state)
 
 
 def _run_beside(stages: Sequence[Stage], state: State, indices: Sequence[int]) -> State:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.progress import each
+from detectors.stages import run_stages
 from hsq_env.channels import ChannelGroup, channel_groups, channel_orders
 from hsq_env.choices import Choice, Plan
 from hsq_env.layer_info import LayerInfo
@@ -212,10 +213,7 @@ class Student:
 
     def outputs(self, batch: Batch) -> dict[str, Any]:
         """The last stage's state for a batch, from the images on."""
-        state: dict[str, Any] = {"images": batch.images}
-        for stage in self.stages:
-            state = stage.run(state)
-        return state
+        return run_stages(self.stages, {"images": batch.images})
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("stages", "layers", "_block_stages", "_block_layers", "_block_modules", "_variants")

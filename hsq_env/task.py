@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-State = dict[str, Any]  # tensors or lists of tensors by name, handed from stage to stage
+from detectors.stages import State as State
 
 
 class Stage(Protocol):

@@ -14,6 +14,7 @@ from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoin
 from detectors.errors import InputError
 from detectors.files import write_atomically
 from detectors.progress import each, say, work
+from detectors.stages import run_stages
 from detectors.teacher import freeze
 from restorers.images import Photos
 from restorers.task import RestorationTask
@@ -110,8 +111,5 @@ def _train_epoch(
 def _psnr(data: RestorationTask, model: nn.Module) -> float:
     found = []
     for batch in data.evaluation("search"):
-        state: dict[str, Any] = {"images": batch.images}
-        for stage in data.stages(model):
-            state = stage.run(state)
-        found.append(data.predictions(state, batch))
+        found.append(data.predictions(run_stages(data.stages(model), {"images": batch.images}), batch))
     return data.metric(found, "search")

@@ -7,8 +7,8 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import generalized_box_iou_loss
 
-from detectors.assignment import Assignment, assign, assigned_loss, generalized_iou
 from detectors.fcos import build_fcos
+from detectors.fcos_loss import Assignment, assign, assigned_loss, generalized_iou
 
 PADDED = (96, 128)
 SIDES = [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]

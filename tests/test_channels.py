@@ -20,8 +20,8 @@ from hsq_env import channels
 from hsq_env.channels import ChannelGroup, channel_groups, channel_orders, dead_outputs, shrunk, unread_channels
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import load_hsq, save_hsq, student_bytes
-from hsq_env.finetuning import finetune_all
 from hsq_env.layer_info import trace_layers
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.onnx_file import onnx_bytes, outputs_of
 from hsq_env.states import run
 from hsq_env.student import Student

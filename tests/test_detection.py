@@ -11,8 +11,9 @@ from torchvision.models.detection import FCOS
 
 from detectors.batches import make_batch
 from detectors.coco import CocoSplit
-from detectors.detection import candidates, detections, evaluate_detector
+from detectors.detection import evaluate_detector
 from detectors.fcos import FCOSArchitecture, build_fcos, fcos_stages
+from detectors.fcos_detections import candidates, detections
 from detectors.metric import quiet_coco
 from detectors.stages import run_stages
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 
-from detectors.assignment import assign
 from detectors.coco import CocoSplit, LazyBatches
-from detectors.detection import detections as quick_detections
 from detectors.errors import InputError
+from detectors.fcos_detections import detections as quick_detections
+from detectors.fcos_loss import assign
 from detectors.folder import load_folder
 from detectors.shapes import CLASS_NAMES
 from detectors.task import DetectionTask, detection_task

@@ -24,8 +24,8 @@ from detectors.errors import InputError
 from hsq_env.choices import Choice
 from hsq_env.coding import restore, shrink
 from hsq_env.file import VERSION, load_hsq, read_header, save_hsq, student_bytes
-from hsq_env.finetuning import finetune_all
 from hsq_env.layer_info import LayerInfo, trace_layers
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.pruning import magnitude_mask
 from hsq_env.student import Student
 

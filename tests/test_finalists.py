@@ -16,7 +16,7 @@ from agents.run_folder import RunFolder
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq
-from hsq_env.finetuning import finetune_all
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.student import Student, evaluate
 
 

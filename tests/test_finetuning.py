@@ -15,16 +15,9 @@ from detectors.teacher import freeze
 from hsq_env.choices import Choice, Plan
 from hsq_env.distillation import AKD
 from hsq_env.file import load_hsq, save_hsq
-from hsq_env.finetuning import (
-    WARMUP,
-    LearningRates,
-    akd_loss,
-    akd_loss_and_divergence,
-    finetune_all,
-    finetune_block,
-    long_pace,
-)
+from hsq_env.finetuning import LearningRates, akd_loss, akd_loss_and_divergence, finetune_block
 from hsq_env.layer_info import LayerInfo, trace_layers
+from hsq_env.long_finetuning import WARMUP, finetune_all, long_pace
 from hsq_env.states import run
 from hsq_env.student import Student
 

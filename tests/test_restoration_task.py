@@ -15,8 +15,8 @@ from detectors.teacher import freeze
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, save_hsq
-from hsq_env.finetuning import finetune_all
 from hsq_env.layer_info import trace_layers
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.onnx_file import onnx_bytes, outputs_of
 from hsq_env.onnx_integer import integer_form
 from hsq_env.student import Student, evaluate

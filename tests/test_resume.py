@@ -22,7 +22,7 @@ from tiny_task import TinyTask
 import agents.checkpoint
 import agents.explorer
 import agents.search
-import hsq_env.finetuning
+import hsq_env.long_finetuning
 from agents.dyna import Dyna
 from agents.explorer import Explorer
 from agents.keeper import Callbacks, Keeper
@@ -34,8 +34,8 @@ from hsq_env.compensation import apply_plan
 from hsq_env.compressor import Compressor
 from hsq_env.env import HSQEnv
 from hsq_env.file import student_bytes
-from hsq_env.finetuning import finetune_all
 from hsq_env.kept_training import KeptTraining
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.self_evaluation import SelfEvaluation
 from hsq_env.student import Student
 
@@ -189,7 +189,7 @@ def test_other_searchers_play_again_what_was_measured(
 def test_an_ended_training_is_not_repeated(tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     explorer = Explorer("dqn", seed=3, episodes=2, surrogate=False)
     search(tiny, tmp_path / "through", explorer)
-    trained, take_steps = [0], hsq_env.finetuning._take_steps
+    trained, take_steps = [0], hsq_env.long_finetuning._take_steps
 
     def torn(*arguments: Any) -> bool:
         trained[0] += 1
@@ -197,7 +197,7 @@ def test_an_ended_training_is_not_repeated(tiny: TinyTask, tmp_path: Path, monke
             raise KilledError
         return take_steps(*arguments)
 
-    monkeypatch.setattr(hsq_env.finetuning, "_take_steps", torn)
+    monkeypatch.setattr(hsq_env.long_finetuning, "_take_steps", torn)
     with pytest.raises(KilledError):
         search(tiny, tmp_path / "killed", explorer)
     monkeypatch.setattr(Explorer, "run", None)  # must not be called again

@@ -12,6 +12,7 @@ from pyramid_task import PyramidTask
 from tiny_task import TinyNet, TinyTask
 
 from hsq_env import sensitivity as module
+from hsq_env import table_cache
 from hsq_env.choices import Choice, choice_grid
 from hsq_env.compressor import Compressor
 from hsq_env.distillation import AKD, JUDGING_WEIGHTS
@@ -245,7 +246,7 @@ def test_an_interrupted_measurement_goes_on(
     expected = (
         measure_repaired_sensitivity(compressor, SOME, 0.3) if repaired else measure_sensitivity(tiny, infos, SOME)
     )
-    monkeypatch.setattr(module, "ROWS_SECONDS", -1.0)
+    monkeypatch.setattr(table_cache, "ROWS_SECONDS", -1.0)
     monkeypatch.setattr(module, "_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         table()

@@ -17,9 +17,9 @@ from hsq_env.distillation.akd import Places, box_divergence, channel_divergence
 from hsq_env.distillation.policy import spread_over, weights_of
 from hsq_env.distillation.spark import Spark, cell_losses, place_rewards
 from hsq_env.file import save_hsq
-from hsq_env.finetuning import finetune_all
 from hsq_env.layer_info import trace_layers
 from hsq_env.lessons import Begun, end, error_maps, lesson
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.states import run
 from hsq_env.student import Student
 

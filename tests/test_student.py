@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import student_bytes
-from hsq_env.finetuning import finetune_all
 from hsq_env.layer_info import LayerInfo, trace_layers
 from hsq_env.layers import CompressedLayer
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.quantizers import activation_range
 from hsq_env.student import Student, evaluate
 

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from agents.cli import main
+from agents.leaderboard import leaderboard_rows, ranked
 from agents.run_folder import digest_of
-from agents.validate import METHODS, Check, ranked, read_record, standing, validate
+from agents.validate import METHODS, Check, read_record, validate
 from detectors.errors import InputError
 from hsq_env import compensation
 from restorers.networks import DnCNN
@@ -302,7 +303,7 @@ def test_ranks_by_hand() -> None:
 
 
 def test_standings_carry_what_is_broken(honest: Path) -> None:
-    (row,) = standing(honest, validate(honest, replay=False, say=lambda line: None))
+    (row,) = leaderboard_rows(honest, validate(honest, replay=False, say=lambda line: None))
     record = read_record(honest)
     assert row["lost"] == record["teacher"]["psnr"] - record["methods"]["hsq"]["psnr"]
     assert row["holds"] and row["broken"] == [] and row["ratio"] == record["methods"]["hsq"]["ratio"]

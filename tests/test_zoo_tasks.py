@@ -35,8 +35,8 @@ from hsq_env.choices import Choice
 from hsq_env.distillation import AKD
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq, student_bytes
-from hsq_env.finetuning import finetune_all
 from hsq_env.layer_info import trace_layers
+from hsq_env.long_finetuning import finetune_all
 from hsq_env.student import Student
 
 

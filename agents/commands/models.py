@@ -270,9 +270,9 @@ def leaderboard(
     :param json: print {"ranked": [{"run", "name", "dataset", "model", "metric", "lost", "ratio", "bytes", "holds",
         "broken", "front"}], "refused": {run: why}}
     """
+    from agents.leaderboard import leaderboard_rows, ranked
     from agents.output import aside, print_json
     from agents.tables import print_leaderboard
-    from agents.validate import ranked, standing
     from agents.validate import validate as check
     from detectors.progress import each
 
@@ -283,7 +283,7 @@ def leaderboard(
     with aside(json):
         for run in each(runs, "run"):
             try:
-                rows += standing(run, check(run, dataset, splits, replay, lambda line: None))
+                rows += leaderboard_rows(run, check(run, dataset, splits, replay, lambda line: None))
             except InputError as error:
                 refused[run.name] = str(error)
     if json:
