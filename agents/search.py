@@ -26,7 +26,7 @@ from hsq_env.accuracy import untreated_metric
 from hsq_env.env import HSQEnv
 from hsq_env.outcomes import OutcomeFile
 from hsq_env.self_evaluation import SelfEvaluation
-from hsq_env.student import evaluate
+from hsq_env.student import Student, evaluate
 from hsq_env.task import Task
 
 BETA_WITHOUT_TARGET = 0.95
@@ -91,12 +91,7 @@ def search(
         read_settings(Path(out), trust_checkpoints)
     else:
         check_new_folder(Path(out))
-    if checkpoint_minutes < 0:
-        raise InputError(f"There are no {checkpoint_minutes} minutes between checkpoints: give 0 or more.")
-    if finalists < 1:
-        raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
-    explorer.check()
-    check_tracker(track)
+    _check(explorer, finalists, checkpoint_minutes, track)
     if target_accuracy is not None:
         explorer = _evaluating_itself(explorer, target_accuracy, target_ratio)
         target_ratio = None
@@ -134,7 +129,7 @@ def search(
             folder.write_settings({**settings, "arguments": arguments or {}, "tracking": tracked})
         shown = {**settings["search"], "problem": settings["problem"], **environment()}
         tracking = stack.enter_context(Tracking(folder, tracked, shown, resume, say))
-        log.on_episode = _telling(going, log, partial(_tell, log, tracking, on_episode))
+        log.on_episode = partial(_on_episode, going, log, tracking, on_episode)
         env.share(OutcomeFile(folder.checkpoints / "outcomes.txt"))
         with _interruptible(folder, log, header, started) as agents:
             checkpoints = Checkpoints(folder.checkpoints, trust_checkpoints)
@@ -144,23 +139,14 @@ def search(
             found = _best_of(env, log, finalists, explorer.algo)
             with work("fine-tuning", sum(map(len, found.values())) + len(UNIFORM_BITS)) as tuning:
                 kept = KeptStudents(folder.checkpoints, checkpoint_minutes, tuning)
-                methods, candidates = {}, {}
-                for target, best in found.items():
-                    winner, student, candidates[str(target)] = choose(env, best, finetune_steps, say, kept)
-                    methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
+                methods, candidates = _winners(env, folder, found, finetune_steps, say, kept)
                 figures = measure(env, folder, methods, teacher_bytes, finetune_steps, say, kept)
-            on_test, untreated = evaluate(task, task.stages(task.teacher), "test"), untreated_metric(task, "test")
-        key = task.metric_name.lower()
+            teacher = _teacher_figures(env, teacher_bytes)
         if env.layer_costs.table is not None:
             folder.write_json("latency.json", env.layer_costs.table.to_json())
         result = {
             **header,
-            "teacher": {
-                key: on_test,
-                "bytes": teacher_bytes,
-                f"search_{key}": env.compressor.judge.scale.teacher,
-                f"untreated_{key}": untreated,
-            },
+            "teacher": teacher,
             "methods": figures,
             "candidates": candidates if folder.several else next(iter(candidates.values())),
             **latencies(env, {name: winner.plan for name, (_, winner, _) in methods.items()}),
@@ -208,18 +194,6 @@ def _best_of(env: HSQEnv, log: SearchLog, finalists: int, algo: str) -> dict[flo
     return found
 
 
-def _telling(
-    going: Work, log: SearchLog, on_episode: Callable[[Episode, float], object]
-) -> Callable[[Episode, float], object]:
-    """``on_episode``, which also lets whoever watches the search know the best plan so far."""
-
-    def told(episode: Episode, score: float) -> object:
-        going.say(log.best_so_far())
-        return on_episode(episode, score)
-
-    return told
-
-
 def _explore(
     env: HSQEnv,
     explorer: Explorer,
@@ -255,9 +229,53 @@ def _explore(
     keeper.write(None)
 
 
-def _tell(
-    log: SearchLog, tracking: Tracking, on_episode: Callable[..., object], episode: Episode, score: float
+def _check(explorer: Explorer, finalists: int, checkpoint_minutes: float, track: str) -> None:
+    """Refuse what cannot be searched with."""
+    if checkpoint_minutes < 0:
+        raise InputError(f"There are no {checkpoint_minutes} minutes between checkpoints: give 0 or more.")
+    if finalists < 1:
+        raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
+    explorer.check()
+    check_tracker(track)
+
+
+def _winners(
+    env: HSQEnv,
+    folder: RunFolder,
+    found: dict[float | None, list[Episode]],
+    steps: int,
+    say: Callable[[str], None],
+    kept: KeptStudents,
+) -> tuple[dict[str, tuple[float | None, Episode, Student]], dict[str, list[dict[str, Any]]]]:
+    """The best fine-tuned plan of each target by the method's name, and by target what was chosen from."""
+    methods, candidates = {}, {}
+    for target, best in found.items():
+        winner, student, candidates[str(target)] = choose(env, best, steps, say, kept)
+        methods[f"hsq-{target:g}" if folder.several else "hsq"] = (target, winner, student)
+    return methods, candidates
+
+
+def _teacher_figures(env: HSQEnv, teacher_bytes: int) -> dict[str, Any]:
+    task = env.task
+    key = task.metric_name.lower()
+    return {
+        key: evaluate(task, task.stages(task.teacher), "test"),
+        "bytes": teacher_bytes,
+        f"search_{key}": env.compressor.judge.scale.teacher,
+        f"untreated_{key}": untreated_metric(task, "test"),
+    }
+
+
+def _on_episode(
+    going: Work,
+    log: SearchLog,
+    tracking: Tracking,
+    on_episode: Callable[[Episode, float], object],
+    episode: Episode,
+    score: float,
 ) -> None:
+    """Show the best plan so far, track the episode, and hand it on."""
+    going.say(log.best_so_far())
     tracking.episode(len(log.episodes), episode)
     on_episode(episode, score)
 
