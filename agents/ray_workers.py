@@ -23,6 +23,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.workers import Wrap
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.outcomes import KeptOutcomes, OutcomeFile, Outcomes
@@ -32,7 +33,6 @@ LOCAL = "local"  # address: no cluster, but processes of this machine
 MOST_DEATHS = 5  # of a worker in a row, without a finished episode between them
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, ActorUnschedulableError)
 LOST = "worker_lost"
-Wrap = Callable[[HSQEnv, int], gym.Env[Any, Any]]  # of an environment and the number of its worker
 
 
 class _Worker:

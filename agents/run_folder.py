@@ -28,6 +28,11 @@ from hsq_env.student import Student
 CHECKPOINTS, SETTINGS = "checkpoints", "settings.json"
 
 
+def model_file(method: str) -> str:
+    """Where the model of a method of ``result.json`` lies in the folder of a run."""
+    return f"model{method.removeprefix('hsq')}.hsq" if method.startswith("hsq") else f"baselines/{method}.hsq"
+
+
 def read_settings(path: Path, trust: bool = False) -> dict[str, Any]:
     """What an interrupted search wrote when it began.
 

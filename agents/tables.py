@@ -24,6 +24,11 @@ TITLES = {
 }
 
 
+def title_of(method: str) -> str:
+    """How tables and reports call a method of ``result.json``."""
+    return TITLES.get(method, method.replace("hsq-", "HSQ, ") + "x")
+
+
 def print_sweep(rows: list[dict[str, Any]], out: Path, as_json: bool = False) -> None:
     """The table of a sweep, the smallest models last, where a star marks the front; or sweep.json."""
     if as_json:
@@ -58,7 +63,7 @@ def print_table(result: dict[str, Any], out: Path, as_json: bool = False) -> Non
     for name, row in result["methods"].items():
         lost = factor * (teacher[key] - row[key])
         table.add_row(
-            TITLES.get(name, name.replace("hsq-", "HSQ, ") + "x"),
+            title_of(name),
             f"{row[key]:.4f}",
             f"{lost:.2f}",
             f"{row['bytes']:,}",

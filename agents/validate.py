@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.finalists import UNIFORM_BITS, finetuned
-from agents.run_folder import digest_of
+from agents.run_folder import digest_of, model_file
 from detectors.errors import InputError
 from detectors.progress import Work, say, work
 from detectors.task import SHAPES
@@ -161,23 +161,18 @@ def _checks(run: Path, record: dict[str, Any], task: Made, replay: bool, going: 
     yield _near(f"teacher.{key}", teacher[key], evaluate(task, task.stages(task.teacher), "test"), MEASURED[metric])
     for name, row in record["methods"].items():
         going.advance()
-        yield from _file_checks(name, row, run / _file_of(name), size, task)
+        yield from _file_checks(name, row, run / model_file(name), size, task)
         if name.startswith("hsq"):
-            plan = run / _file_of(name).replace("model", "plan").replace(".hsq", ".json")
-            yield from _plan_checks(name, row, run / _file_of(name), plan, record, task, replay)
+            plan = run / model_file(name).replace("model", "plan").replace(".hsq", ".json")
+            yield from _plan_checks(name, row, run / model_file(name), plan, record, task, replay)
     if "latency" in record or record.get("target_latency") is not None:
         yield from _latency_checks(run, record, task)
-
-
-def _file_of(method: str) -> str:
-    """Where a row's model lies in the folder of a run."""
-    return f"model{method.removeprefix('hsq')}.hsq" if method.startswith("hsq") else f"baselines/{method}.hsq"
 
 
 def files_of(record: dict[str, Any]) -> list[str]:
     """Every file whose content a record has to name."""
     table = ["latency.json"] if "latency" in record else []
-    return ["teacher.safetensors", *table, *(_file_of(name) for name in record["methods"])]
+    return ["teacher.safetensors", *table, *(model_file(name) for name in record["methods"])]
 
 
 def _near(figure: str, claimed: float, found: float, tolerance: float) -> Check:

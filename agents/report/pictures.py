@@ -7,6 +7,7 @@ from typing import Any
 from agents.model_task import load_model
 from agents.report import detections, restorations
 from agents.report.run import Run
+from agents.run_folder import model_file
 from agents.spark_file import load_spark
 from detectors.errors import InputError
 from detectors.task import DetectionTask
@@ -45,7 +46,7 @@ def pictures_of(run: Run, dataset: str | None, splits: Sequence[str] | None, ima
     if not found:
         return Pictures("", 0, missing="The run found no model.")
     smallest = max(found, key=lambda model: model.ratio)
-    file = run.path / f"model{smallest.name.removeprefix('hsq') if smallest.name.startswith('hsq') else ''}.hsq"
+    file = run.path / (model_file(smallest.name) if smallest.name.startswith("hsq") else "model.hsq")
     try:
         task = _task(run, dataset, splits, images)
         student, _ = load_model(file)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.tables import LOST, TITLES
+from agents.tables import LOST, title_of
 from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 
@@ -212,7 +212,7 @@ def _model(name: str, row: dict[str, Any], key: str) -> Model:
     choices = row.get("choices")
     return Model(
         name,
-        TITLES.get(name, name.replace("hsq-", "HSQ, ") + "x"),
+        title_of(name),
         float(row[key]),
         int(row["bytes"]),
         float(row["ratio"]),
