@@ -102,7 +102,7 @@ def search(
         action_space=explorer.action_space(),
         target_ratio=target_ratio,
         target_latency=target_latency,
-        finetune_steps=step_minibatches,
+        step_minibatches=step_minibatches,
         reward=reward,
         beta=beta,
         **env_arguments,

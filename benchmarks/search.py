@@ -191,7 +191,7 @@ class Runner:
             alpha=0.0,
             beta=1.0,
             target_ratio=target,
-            finetune_steps=self.bench.repair_steps,
+            step_minibatches=self.bench.repair_steps,
             bfloat16=self.bench.bfloat16,
         )
 

@@ -56,7 +56,7 @@ def measure(run: Run, task: Task) -> dict[str, Any]:
     """One search."""
     loop = SelfEvaluation(TARGET_ACCURACY, TARGET_RATIO)
     alpha, beta = run.pair or START
-    env = HSQEnv(task, finetune_steps=1, alpha=alpha, beta=beta)
+    env = HSQEnv(task, step_minibatches=1, alpha=alpha, beta=beta)
     log = SearchLog(lambda line: None, merit=loop.merit_of)
     explorer = Explorer(
         "dqn",

@@ -72,7 +72,7 @@ class Bench:
     def env(self, shortcuts: Shortcuts | None = None, **arguments: Any) -> HSQEnv:
         """The environment, without sensitivities: they only change what an agent sees."""
         sensitivities = np.zeros((len(self.layers), 12))
-        given = {"finetune_steps": FINETUNE_STEPS[self.name], "sensitivities": sensitivities, **arguments}
+        given = {"step_minibatches": FINETUNE_STEPS[self.name], "sensitivities": sensitivities, **arguments}
         return HSQEnv(self.task, shortcuts=shortcuts, **given)
 
     def actions(self, episode: int = 0) -> list[int]:
@@ -294,7 +294,7 @@ def side_by_side(bench: Bench, save: Save) -> None:
 def growth(bench: Bench, save: Save) -> None:
     """Memory over many random episodes with a small table: flat once it is full."""
     small = Bench(bench.name, SHAPES, None, search_images=int(GROWTH["search_images"]), batch_size=2)
-    env = small.env(finetune_steps=0, table_megabytes=GROWTH["table_megabytes"])
+    env = small.env(step_minibatches=0, table_megabytes=GROWTH["table_megabytes"])
     resident, held = [], []
     for episode in range(int(GROWTH["episodes"])):
         play(env, small.actions(100 + episode))

@@ -117,7 +117,7 @@ class Runner:
     def plans(self) -> Iterator[dict[str, Any]]:
         """Uniform bits and the integer program's plan of each target, as they are and fine-tuned."""
         bench = self.bench
-        env = HSQEnv(self.task, target_ratio=TARGETS, finetune_steps=bench.repair_steps, **self._settings())
+        env = HSQEnv(self.task, target_ratio=TARGETS, step_minibatches=bench.repair_steps, **self._settings())
         fresh(self.folder / PLANS)
         whole = len(self.task.teacher_file())
         yield {"method": "float32", "map": self._map(self.task.stages(self.task.teacher)), "bytes": whole}

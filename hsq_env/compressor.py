@@ -35,7 +35,7 @@ class Compressor:
     and the student follows only when something new has to be computed or someone asks for it.
 
     :param task: teacher, data, metric
-    :param finetune_steps: minibatches per layer; 0 for none
+    :param step_minibatches: minibatches per layer; 0 for none
     :param finetune_scope: what they train, "layer", "block" or "all"
     :param rates: learning rates of the brief fine-tuning
     :param activation_bits: see ``Student``
@@ -51,7 +51,7 @@ class Compressor:
     def __init__(
         self,
         task: Task,
-        finetune_steps: int = 2,
+        step_minibatches: int = 2,
         finetune_scope: str = "block",
         rates: LearningRates = BRIEF_RATES,
         activation_bits: int | str | None = 8,
@@ -73,7 +73,7 @@ class Compressor:
         self.repair = Repair(
             teacher,
             self.shortcuts,
-            finetune_steps,
+            step_minibatches,
             finetune_scope,
             rates,
             criterion or AKD(),

@@ -115,7 +115,7 @@ class HSQEnv(gym.Env[Observation, Any]):
       episode draws one, unless `reset(options={"target_ratio": ...})` says which
     - `latency_table`: a file of `hsq latency`, or a `hsq_env.latency_table.LatencyTable`; for the reward and for
       `target_latency`: milliseconds that all layers may take by that table, a budget in place of `target_ratio`
-    - `finetune_steps`: minibatches per step, 0 for none; `finetune_scope`: `"layer"`, `"block"`, `"all"`
+    - `step_minibatches`: minibatches per step, 0 for none; `finetune_scope`: `"layer"`, `"block"`, `"all"`
     - `learning_rates`: of the brief fine-tuning, a `hsq_env.finetuning.LearningRates`
     - `activation_bits`: 8, another number, `"match"` for the layer's weight bits, None for float32 activations
     - `sparsity_pattern`: `"unstructured"`, `"n:m"` (3:4, 2:4, 1:4) or `"channels"` (whole input channels, which makes
@@ -148,7 +148,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         target_ratio: float | Sequence[float] | None = None,
         latency_table: LatencyTable | str | Path | None = None,
         target_latency: float | None = None,
-        finetune_steps: int = 2,
+        step_minibatches: int = 2,
         finetune_scope: str = "block",
         learning_rates: LearningRates = BRIEF_RATES,
         activation_bits: int | str | None = 8,
@@ -183,7 +183,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.choices = self.actions.choices
         self.compressor = Compressor(
             task,
-            finetune_steps,
+            step_minibatches,
             finetune_scope,
             learning_rates,
             activation_bits,

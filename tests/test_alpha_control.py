@@ -54,14 +54,14 @@ def test_alpha_may_change_from_step_to_step(tiny: TinyTask) -> None:
 
 def test_a_forbidden_choice_keeps_its_alpha(tiny: TinyTask) -> None:
     for space in SPACES:
-        env = HSQEnv(tiny, action_space=space, alpha_control="agent", target_ratio=12.0, finetune_steps=0)
+        env = HSQEnv(tiny, action_space=space, alpha_control="agent", target_ratio=12.0, step_minibatches=0)
         told = [info["executed_action"] for *_, info in play(env, [env.actions.encode(8, 0.6)] * 7)]
         assert [env.actions.alpha(action) for action in told] == [0.6] * 7
         assert any(env.actions.decode(action) != 8 for action in told)
 
 
 def test_the_mask_speaks_of_every_action(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, alpha_control="agent", target_ratio=12.0, finetune_steps=0)
+    env = HSQEnv(tiny, alpha_control="agent", target_ratio=12.0, step_minibatches=0)
     assert env.observation_space.shape == (40 + 48,) and env.action_space == gym.spaces.Discrete(48)
     assert env.observation_names[40:46] == (
         *(f"allowed_2bit_0_{i}" for i in range(4)),

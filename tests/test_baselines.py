@@ -65,7 +65,7 @@ def test_too_few_bytes_are_refused() -> None:
 
 @pytest.mark.parametrize("target", [5.0, 8.0, 12.0])
 def test_actions_meet_the_budget_of_the_environment(tiny: TinyTask, target: float) -> None:
-    env = HSQEnv(tiny, target_ratio=target, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=target, step_minibatches=0)
     actions = integer_program_choices(env)
     env.reset()
     executed = [env.step(action)[4]["executed_action"] for action in actions]
@@ -86,7 +86,7 @@ def test_uniform_plan(tiny: TinyTask) -> None:
 
 
 def test_costs_may_be_others_than_the_sensitivities(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=8.0, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=8.0, step_minibatches=0)
     costs = np.random.default_rng(0).random((7, 12))
     expected = integer_program(costs, env.sizes, env.budget.limit).tolist()
     assert integer_program_choices(env, costs) == expected != integer_program_choices(env)
@@ -148,19 +148,19 @@ def test_greedy_fits_and_is_no_better_than_the_integer_program(seed: int, share:
 
 
 def test_uniform_plans_are_all_that_fit_largest_first(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=6.0, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=6.0, step_minibatches=0)
     plans = uniform_choices(env)
     totals = [int(env.sizes[:, plan[0]].sum()) for plan in plans]
     assert all(plan == [plan[0]] * 7 for plan in plans)
     assert totals == sorted(totals, reverse=True) and totals[0] <= env.budget.limit
     left_out = set(range(12)) - {plan[0] for plan in plans}
     assert left_out and all(env.sizes[:, choice].sum() > env.budget.limit for choice in left_out)
-    assert len(uniform_choices(HSQEnv(tiny, finetune_steps=0))) == 12
+    assert len(uniform_choices(HSQEnv(tiny, step_minibatches=0))) == 12
 
 
 @pytest.mark.parametrize("target", [None, 6.0, 11.0])
 def test_random_plans_meet_the_budget(tiny: TinyTask, target: float | None) -> None:
-    env = HSQEnv(tiny, target_ratio=target, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=target, step_minibatches=0)
     rng = np.random.default_rng(0)
     plans = np.array([random_choices(env, rng) for _ in range(300)])
     assert (env.sizes[np.arange(7), plans].sum(axis=1) <= env.budget.limit).all()
@@ -175,7 +175,7 @@ def test_random_plans_meet_the_budget(tiny: TinyTask, target: float | None) -> N
 
 
 def local(tiny: TinyTask, target: float | None = 8.0) -> tuple[HSQEnv, LocalSearch]:
-    env = HSQEnv(tiny, target_ratio=target, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=target, step_minibatches=0)
     return env, LocalSearch(env, seed=0)
 
 
@@ -186,7 +186,7 @@ def test_local_search_starts_from_the_integer_programs(tiny: TinyTask) -> None:
 
 
 def test_warm_starts_are_the_integer_programs_plans_once(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=8.0, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=8.0, step_minibatches=0)
     plain = integer_program_choices(env)
     env._repaired = env.sensitivities
     assert warm_starts(env) == [plain]
@@ -197,7 +197,7 @@ def test_warm_starts_are_the_integer_programs_plans_once(tiny: TinyTask) -> None
 
 def test_the_program_over_loads_minimizes_loads(tiny: TinyTask) -> None:
     """Loads grow faster than sensitivities: one large damage weighs more than several small ones of the same sum."""
-    env = HSQEnv(tiny, target_ratio=10.0, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=10.0, step_minibatches=0)
     rows, different = np.arange(7), 0
     for seed in range(8):
         table = np.sort(10.0 ** np.random.default_rng(seed).uniform(-2, 0, (7, 12)), axis=1)[:, ::-1].copy()
@@ -238,7 +238,7 @@ def test_local_search_climbs(tiny: TinyTask) -> None:
 
 
 def optuna_search(tiny: TinyTask, objectives: int, seed: int = 0) -> OptunaSearch:
-    env = HSQEnv(tiny, target_ratio=6.0, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=6.0, step_minibatches=0)
     return OptunaSearch(env, optuna.samplers.TPESampler(seed=seed), objectives)
 
 

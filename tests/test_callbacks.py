@@ -73,7 +73,7 @@ def test_a_diverged_student_is_the_worst() -> None:
 
 def test_spent_evaluations_stop_the_training(tiny: TinyTask) -> None:
     """The step that was not measured is no part of an episode."""
-    env = EvaluationBudget(HSQEnv(tiny, target_ratio=6.0, finetune_steps=0, table_megabytes=0), 10)
+    env = EvaluationBudget(HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, table_megabytes=0), 10)
     agent, episodes, seen = make_agent("dqn", env, seed=0), [], []  # type: ignore[var-annotated]
     recorder = EpisodeRecorder("dqn", lambda e, _: episodes.append(e), on_progress=seen.append)
     agent.learn(1000, callback=recorder)

@@ -80,7 +80,7 @@ def test_reset_gives_the_same_episode_again(tiny: TinyTask) -> None:
 
 
 def test_without_steps_only_the_layer_is_compressed(tiny: TinyTask) -> None:
-    compressor = Compressor(tiny, finetune_steps=0)
+    compressor = Compressor(tiny, step_minibatches=0)
     before = parameters(compressor.student)
     compressor.compress(Choice(2, 0.5))
     assert compressor.finetune(0.3)
@@ -100,7 +100,7 @@ def test_minibatches_depend_on_the_layer_alone(tiny: TinyTask) -> None:
             seen.append(next(i for i, other in enumerate(self.finetuning()) if other is batch))
             return super().task_loss(outputs, batch)
 
-    compressor = Compressor(Noting(), finetune_steps=3)
+    compressor = Compressor(Noting(), step_minibatches=3)
     for _ in range(3):
         step(compressor, Choice(4))
     assert seen == [0, 1, 2, 3, 0, 1, 2, 3, 0]
@@ -109,7 +109,7 @@ def test_minibatches_depend_on_the_layer_alone(tiny: TinyTask) -> None:
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_diverged_block_is_put_back(tiny: TinyTask, kind: str) -> None:
     task = BadLoss(tiny, 3) if kind == "loss" else BadGradient(tiny)  # the loss fails in the second layer's second step
-    compressor = Compressor(task, finetune_steps=2)
+    compressor = Compressor(task, step_minibatches=2)
     compressor.compress(Choice(4, 0.5))
     finite = compressor.finetune(0.3)
     assert bool(finite) is (kind == "loss")

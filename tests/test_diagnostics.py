@@ -17,7 +17,7 @@ NONE = np.zeros((7, 12))
 
 
 def make(tiny: TinyTask, **settings: Any) -> HSQEnv:
-    return HSQEnv(tiny, finetune_steps=0, sensitivities=NONE, **settings)
+    return HSQEnv(tiny, step_minibatches=0, sensitivities=NONE, **settings)
 
 
 @pytest.mark.parametrize("algo", ["dqn", "qrdqn"])

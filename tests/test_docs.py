@@ -86,7 +86,7 @@ def test_the_agent_of_the_pages_searches(folder: Path, tiny: TinyTask, monkeypat
     (code,) = [code for code in blocks_of(ROOT / "docs" / "agents.md", "python") if "class Careful" in code]
     (folder / "my_module.py").write_text(code)
     monkeypatch.syspath_prepend(str(folder))
-    env, log = HSQEnv(tiny, target_ratio=9.0, finetune_steps=0), SearchLog(lambda line: None)
+    env, log = HSQEnv(tiny, target_ratio=9.0, step_minibatches=0), SearchLog(lambda line: None)
     agent = Explorer("my_module:make", episodes=2).run(env, log)
     assert len(log.episodes) == 2 and all(episode.ratio >= 9.0 for episode in log.episodes)
     assert agent.returns == pytest.approx(sum(episode.total_reward for episode in log.episodes))

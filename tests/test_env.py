@@ -182,7 +182,7 @@ def test_copies_do_not_disturb_each_other(env: HSQEnv) -> None:
 
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_the_reward_is_the_sum_of_its_terms(tiny: TinyTask, name: str) -> None:
-    env = HSQEnv(tiny, reward=name, beta=0.6, finetune_steps=0, latency_table=TIMES)
+    env = HSQEnv(tiny, reward=name, beta=0.6, step_minibatches=0, latency_table=TIMES)
     floats = [layer_bytes(info, None) for info in env.layers]
     before = 0.0
     for layer, (_, reward, _, _, info) in enumerate(play(env, ACTIONS)):
@@ -234,11 +234,11 @@ def test_alpha_is_the_share_of_the_task_loss(tiny: TinyTask) -> None:
 # ---- students that are no numbers
 
 
-@pytest.mark.parametrize("finetune_steps", [0, 2])
+@pytest.mark.parametrize("step_minibatches", [0, 2])
 @pytest.mark.parametrize("name", sorted(REWARDS))
-def test_a_diverged_student_is_a_bad_reward_and_a_flag(tiny: TinyTask, name: str, finetune_steps: int) -> None:
+def test_a_diverged_student_is_a_bad_reward_and_a_flag(tiny: TinyTask, name: str, step_minibatches: int) -> None:
     task = NotANumber(tiny, "block1.conv2")
-    settings: Any = {"finetune_steps": finetune_steps, "sensitivities": NO_SENSITIVITIES, "latency_table": TIMES}
+    settings: Any = {"step_minibatches": step_minibatches, "sensitivities": NO_SENSITIVITIES, "latency_table": TIMES}
     env = HSQEnv(task, reward=name, **settings)
     steps = play(env, ACTIONS)
     assert [info["diverged"] for *_, info in steps] == [False, False] + [True] * 5
@@ -260,7 +260,7 @@ def test_a_diverged_student_is_a_bad_reward_and_a_flag(tiny: TinyTask, name: str
 def test_the_reported_ratio_is_that_of_the_files(
     tiny: TinyTask, tmp_path: Path, seed: int, activation_bits: int | str | None
 ) -> None:
-    env = HSQEnv(tiny, activation_bits=activation_bits, finetune_steps=0)
+    env = HSQEnv(tiny, activation_bits=activation_bits, step_minibatches=0)
     actions = np.random.default_rng(seed).integers(12, size=7).tolist()
     *_, (_, _, _, _, info) = play(env, actions)
     teacher = tmp_path / "teacher.safetensors"
@@ -287,7 +287,7 @@ def test_undecided_layers_count_in_float32(env: HSQEnv) -> None:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("target", [4.0, 9.0, 12.0])
 def test_a_budget_is_always_met(tiny: TinyTask, tmp_path: Path, space: str, target: float) -> None:
-    env = HSQEnv(tiny, action_space=space, target_ratio=target, finetune_steps=0)
+    env = HSQEnv(tiny, action_space=space, target_ratio=target, step_minibatches=0)
     greedy = [env.actions.encode(8)] * 7  # 8 bits everywhere would be 3.6x
     _, told = env.reset()
     differed = 0
@@ -306,7 +306,7 @@ def test_a_budget_is_always_met(tiny: TinyTask, tmp_path: Path, space: str, targ
 
 def test_the_largest_ratio_can_be_asked_for(tiny: TinyTask) -> None:
     largest = HSQEnv(tiny).budget.largest_ratio
-    env = HSQEnv(tiny, target_ratio=largest, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=largest, step_minibatches=0)
     *_, (_, _, _, _, info) = play(env, [8] * 7)
     assert info["ratio"] == largest
 
@@ -346,7 +346,7 @@ def test_a_smaller_grid(tiny: TinyTask) -> None:
 
 
 def test_would_measure_tells_what_a_step_costs(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=8.0, finetune_steps=0, sensitivities=NO_SENSITIVITIES)
+    env = HSQEnv(tiny, target_ratio=8.0, step_minibatches=0, sensitivities=NO_SENSITIVITIES)
     rng = np.random.default_rng(0)
     told: list[bool] = []
     for _ in range(30):

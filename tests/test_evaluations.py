@@ -20,7 +20,7 @@ def nothing(message: str) -> None:
 
 
 def make(tiny: TinyTask, **arguments: Any) -> HSQEnv:
-    return HSQEnv(tiny, finetune_steps=0, sensitivities=np.zeros((7, 12)), **arguments)
+    return HSQEnv(tiny, step_minibatches=0, sensitivities=np.zeros((7, 12)), **arguments)
 
 
 @pytest.mark.parametrize("megabytes", [0.0, 0.02, 128.0])  # a table of nothing, of some prefixes, of all

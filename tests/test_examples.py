@@ -109,7 +109,7 @@ def test_a_tree_search_improves_on_the_greedy_plan(tiny: TinyTask, tiny_id: str)
 
 @pytest.mark.parametrize("target", [5.0, 9.0, 12.0])
 def test_the_greedy_plan_fits_and_a_tree_is_never_worse(tiny: TinyTask, target: float) -> None:
-    module, env = example("tree_search"), HSQEnv(tiny, target_ratio=target, finetune_steps=0)
+    module, env = example("tree_search"), HSQEnv(tiny, target_ratio=target, step_minibatches=0)
     greedy = module.play_greedy(env)
     for width, branches in ((1, 1), (1, 2), (2, 3)):
         assert module.beam_search(env, width, branches)["divergence"] <= greedy["divergence"]
@@ -123,7 +123,7 @@ def test_the_greedy_plan_fits_and_a_tree_is_never_worse(tiny: TinyTask, target: 
 
 def test_a_custom_agent_learns(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    env = HSQEnv(tiny, target_ratio=9.0, finetune_steps=0, reward="divergence", beta=1.0)
+    env = HSQEnv(tiny, target_ratio=9.0, step_minibatches=0, reward="divergence", beta=1.0)
     log, agents = SearchLog(lambda line: None), []
     explorer = Explorer("examples.custom_agent:make", episodes=30)
     explorer.check()

@@ -34,7 +34,7 @@ def nothing(message: str) -> None:
 
 
 def make_env(tiny: TinyTask, explorer: Explorer, **arguments: Any) -> HSQEnv:
-    settings = {"target_ratio": 6.0, "finetune_steps": 0, "reward": "divergence", "beta": 1.0, **arguments}
+    settings = {"target_ratio": 6.0, "step_minibatches": 0, "reward": "divergence", "beta": 1.0, **arguments}
     return HSQEnv(tiny, action_space=explorer.action_space(), **settings)
 
 
@@ -71,7 +71,7 @@ def history(log: SearchLog) -> list[Any]:
 def check_plans(tiny: TinyTask, log: SearchLog) -> None:
     """Every episode is what a fresh environment gives for its plan, and meets its target."""
     assert log.episodes
-    env = HSQEnv(tiny, finetune_steps=0)
+    env = HSQEnv(tiny, step_minibatches=0)
     for episode in log.episodes:
         assert episode.target_ratio is not None and episode.ratio >= episode.target_ratio
         env.reset()
@@ -248,7 +248,7 @@ def test_a_policy_of_ones_own_needs_only_predict(tiny: TinyTask) -> None:
     check_plans(tiny, log)
     assert [episode.source for episode in log.episodes] == [explorer.algo] * 2
     assert policy.first == ([True] + [False] * 6) * 2
-    plain = HSQEnv(tiny, target_ratio=5.0, finetune_steps=0, reward="divergence", beta=1.0)
+    plain = HSQEnv(tiny, target_ratio=5.0, step_minibatches=0, reward="divergence", beta=1.0)
     for start in (0, 7):
         observation, _ = plain.reset()
         for step, action in zip(policy.seen[start : start + 7], [8, 5, 4, 6, 4, 9, 1], strict=True):
@@ -308,10 +308,10 @@ def test_settings_that_no_search_can_have_are_refused(wrong: dict[str, Any], tol
 def test_plans_are_followed_with_the_environments_alpha(tiny: TinyTask, name: str) -> None:
     """What a baseline proposes and what is returned to says nothing of alpha."""
     explorer = search_with(name, episodes=3, warm_start=("ilp",))
-    env = make_env(tiny, explorer, alpha_control="agent", alpha=0.6, finetune_steps=1)
+    env = make_env(tiny, explorer, alpha_control="agent", alpha=0.6, step_minibatches=1)
     log = SearchLog(nothing)
     explorer.run(env, log)
-    plain = HSQEnv(tiny, target_ratio=6.0, finetune_steps=1, alpha=0.6)
+    plain = HSQEnv(tiny, target_ratio=6.0, step_minibatches=1, alpha=0.6)
     plain.reset()
     for choice in log.episodes[0].plan.choices:
         info = plain.step(plain.choices.index(choice))[4]

@@ -36,7 +36,7 @@ class Kept:
 
 
 def test_only_better_plans_replace_the_kept_one(tiny: TinyTask) -> None:
-    inner = HSQEnv(tiny, finetune_steps=0, target_ratio=3.0, beta=0.0)  # by divergence, whatever the return
+    inner = HSQEnv(tiny, step_minibatches=0, target_ratio=3.0, beta=0.0)  # by divergence, whatever the return
     kept = Kept(inner)
     kept.play(BAD)
     bad = kept.divergence
@@ -51,7 +51,7 @@ def test_only_better_plans_replace_the_kept_one(tiny: TinyTask) -> None:
 
 
 def test_without_a_budget_the_return_decides(tiny: TinyTask) -> None:
-    inner = HSQEnv(tiny, finetune_steps=0, beta=0.0)  # the smallest plan has the highest return
+    inner = HSQEnv(tiny, step_minibatches=0, beta=0.0)  # the smallest plan has the highest return
     kept = Kept(inner)
     _, low = kept.play(GOOD)
     _, high = kept.play(BAD)
@@ -63,7 +63,7 @@ def test_without_a_budget_the_return_decides(tiny: TinyTask) -> None:
 
 
 def test_an_episode_that_was_given_up_does_not_count(tiny: TinyTask) -> None:
-    kept = Kept(HSQEnv(tiny, finetune_steps=0))
+    kept = Kept(HSQEnv(tiny, step_minibatches=0))
     kept.env.reset()
     for action in GOOD[:5]:
         assert "model" not in kept.env.step(action)[4]
@@ -82,7 +82,7 @@ def test_the_kept_file_is_the_student_that_was_measured(tiny: TinyTask, tmp_path
 
 
 def test_every_target_has_a_best_of_its_own(tiny: TinyTask) -> None:
-    kept = Kept(HSQEnv(tiny, finetune_steps=0, target_ratio=(3.0, 6.0)))
+    kept = Kept(HSQEnv(tiny, step_minibatches=0, target_ratio=(3.0, 6.0)))
     kept.play(GOOD, 3.0)
     good = kept.divergence
     kept.play(MIDDLING, 6.0)
@@ -94,7 +94,7 @@ def test_every_target_has_a_best_of_its_own(tiny: TinyTask) -> None:
 
 
 def test_a_diverged_plan_is_not_kept(tiny: TinyTask) -> None:
-    kept = Kept(HSQEnv(NotANumber(tiny, "logits"), finetune_steps=0, sensitivities=NO_SENSITIVITIES))
+    kept = Kept(HSQEnv(NotANumber(tiny, "logits"), step_minibatches=0, sensitivities=NO_SENSITIVITIES))
     accuracy, _ = kept.play(GOOD)
     assert accuracy == 0.0 and kept.env.best == {}
     assert kept.plan is None and kept.scores == [None]

@@ -140,7 +140,7 @@ def test_nothing_takes_no_time(infos: tuple[LayerInfo, ...]) -> None:
 
 
 def test_every_plan_meets_the_target(tiny: TinyTask, table: LatencyTable) -> None:
-    env = HSQEnv(tiny, finetune_steps=0, latency_table=table, target_latency=0.1)
+    env = HSQEnv(tiny, step_minibatches=0, latency_table=table, target_latency=0.1)
     assert env.costs is env.layer_costs.latencies and env.budget.limit == pytest.approx(100_000)
     rng = np.random.default_rng(0)
     spent = []
@@ -194,7 +194,7 @@ def test_a_search_within_a_latency(tiny: TinyTask, table: LatencyTable, tmp_path
 
 
 def test_a_state_of_another_budget_is_refused(tiny: TinyTask, table: LatencyTable) -> None:
-    free, tight = (HSQEnv(tiny, finetune_steps=0, latency_table=table, target_latency=t) for t in (0.5, 0.06))
+    free, tight = (HSQEnv(tiny, step_minibatches=0, latency_table=table, target_latency=t) for t in (0.5, 0.06))
     free.reset()
     for _ in range(5):
         free.step(8)
@@ -207,7 +207,7 @@ def test_a_state_of_another_budget_is_refused(tiny: TinyTask, table: LatencyTabl
 def test_within_a_latency_plans_are_compared_by_divergence(tiny: TinyTask, table: LatencyTable) -> None:
     for settings, bounded in (({"target_latency": 0.1}, True), ({}, False)):
         arguments: Any = settings
-        env = HSQEnv(tiny, finetune_steps=0, reward="paper", latency_table=table, **arguments)
+        env = HSQEnv(tiny, step_minibatches=0, reward="paper", latency_table=table, **arguments)
         kept, total = KeepBest(env), 0.0
         kept.reset()
         for _ in range(7):

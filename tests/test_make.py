@@ -136,7 +136,7 @@ def test_a_worker_where_nothing_was_imported_makes_the_environment(tiny: TinyTas
 def test_restorers_ship_with_teachers_for_the_embedded_photographs(name: str, layers: int) -> None:
     few = {"search_images": 4, "pool_images": 4, "calibration_images": 8, "batch_size": 4, "patch": 32}
     measured = np.zeros((layers, 12))  # sensitivities, which would take most of the time
-    env = gym.make(name, finetune_steps=1, test_images=1, sensitivities=measured, **few)
+    env = gym.make(name, step_minibatches=1, test_images=1, sensitivities=measured, **few)
     inner = env.unwrapped
     assert isinstance(inner, HSQEnv) and len(inner.layers) == layers and inner.task.name == "photos"
     env.reset(seed=0)

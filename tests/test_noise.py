@@ -34,7 +34,7 @@ def test_it_is_cut_at_two_deviations() -> None:
 
 @pytest.mark.parametrize("algo", ["ddpg", "haq", "amc", "td3"])
 def test_agents_count_their_episodes(tiny: TinyTask, algo: str) -> None:
-    env = HSQEnv(tiny, action_space="continuous", finetune_steps=0, sensitivities=np.zeros((7, 12)))
+    env = HSQEnv(tiny, action_space="continuous", step_minibatches=0, sensitivities=np.zeros((7, 12)))
     agent: Any = make_agent(algo, env)
     agent.learn(17)
     assert (agent.action_noise.actions, agent.action_noise.episodes) == (2, 2)
@@ -42,7 +42,7 @@ def test_agents_count_their_episodes(tiny: TinyTask, algo: str) -> None:
 
 def test_every_worker_counts_its_own(tiny: TinyTask) -> None:
     def make() -> HSQEnv:
-        return HSQEnv(tiny, action_space="continuous", finetune_steps=0, sensitivities=np.zeros((7, 12)))
+        return HSQEnv(tiny, action_space="continuous", step_minibatches=0, sensitivities=np.zeros((7, 12)))
 
     agent: Any = make_agent("ddpg", DummyVecEnv([make, make]), learning_starts=100)
     agent.learn(2 * 15)
@@ -50,6 +50,6 @@ def test_every_worker_counts_its_own(tiny: TinyTask) -> None:
 
 
 def test_agents_share_no_noise(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, action_space="continuous", finetune_steps=0, sensitivities=np.zeros((7, 12)))
+    env = HSQEnv(tiny, action_space="continuous", step_minibatches=0, sensitivities=np.zeros((7, 12)))
     one, other = (make_agent("amc", env) for _ in range(2))
     assert one.action_noise is not other.action_noise  # type: ignore[attr-defined]

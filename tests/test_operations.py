@@ -54,7 +54,7 @@ def test_shares_are_of_all_layers_in_float32(
 @pytest.mark.parametrize("activation_bits", [8, None, "match"])
 def test_an_episodes_costs_add_up(tiny: TinyTask, activation_bits: int | str | None) -> None:
     """Terms of the reward are shares of the float32 network's operations, times the number of layers."""
-    env = HSQEnv(tiny, reward="energy", beta=0.5, finetune_steps=0, activation_bits=activation_bits)
+    env = HSQEnv(tiny, reward="energy", beta=0.5, step_minibatches=0, activation_bits=activation_bits)
     env.reset()
     costs, actions = [], [8, 2, 6, 1, 11, 0, 4]
     for action in actions:

@@ -113,7 +113,9 @@ def episode(env: HSQEnv, actions: list[int]) -> list[Any]:
     return [(step[0].tolist(), step[1], step[2], str(step[4])) for step in steps]
 
 
-@pytest.mark.parametrize("settings", [{}, {"reward": "divergence", "finetune_steps": 0}, {"action_space": "discrete"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"reward": "divergence", "step_minibatches": 0}, {"action_space": "discrete"}]
+)
 def test_a_step_that_others_measured_is_the_same_step(
     tiny: TinyTask, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +136,7 @@ def test_other_problems_share_nothing(tiny: TinyTask, tmp_path: Path) -> None:
     problems = {
         problem(env_of(task, **settings))
         for task in (tiny, TinyTask(1))
-        for settings in ({}, {"finetune_steps": 1}, {"activation_bits": 4}, {"sparsity_pattern": "n:m"})
+        for settings in ({}, {"step_minibatches": 1}, {"activation_bits": 4}, {"sparsity_pattern": "n:m"})
     }
     assert len(problems) == 8
     assert problem(env_of(tiny)) == problem(env_of(tiny, reward="size", alpha=0.7))

@@ -21,7 +21,7 @@ QUANTILES = 25
 
 @pytest.fixture(scope="module")
 def env(tiny: TinyTask) -> HSQEnv:
-    return HSQEnv(tiny, target_ratio=11.0, finetune_steps=0)
+    return HSQEnv(tiny, target_ratio=11.0, step_minibatches=0)
 
 
 @pytest.fixture

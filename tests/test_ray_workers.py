@@ -161,7 +161,7 @@ def test_a_search_on_a_cluster_survives_the_death_of_its_workers(
 @pytest.mark.long
 def test_a_detectors_environment_reaches_its_actors(cluster: Cluster, shapes_folder: Path) -> None:
     images = {"search_images": 2, "pool_images": 2, "calibration_images": 2}
-    env = HSQEnv(make_task(shapes_folder, **images), target_ratio=6.0, finetune_steps=1)
+    env = HSQEnv(make_task(shapes_folder, **images), target_ratio=6.0, step_minibatches=1)
     env.reset()
     with workers(env, 1, cluster=cluster) as one:
         assert isinstance(one, RayVecEnv)

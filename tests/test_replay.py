@@ -17,7 +17,7 @@ NONE = np.zeros((7, 12))
 
 
 def trained(tiny: TinyTask, steps: int, **arguments: Any) -> Any:
-    env = HSQEnv(tiny, target_ratio=6.0, finetune_steps=0, sensitivities=NONE)
+    env = HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, sensitivities=NONE)
     agent = make_agent("dqn", env, **arguments)
     agent.learn(steps)
     return agent
@@ -31,7 +31,7 @@ def test_what_is_written_is_read(tiny: TinyTask, tmp_path: Path) -> None:
     agent = trained(tiny, 10)
     path = tmp_path / "replay.npz"
     path.write_bytes(replay_bytes(agent.replay_buffer))
-    other: Any = make_agent("dqn", HSQEnv(tiny, target_ratio=6.0, finetune_steps=0, sensitivities=NONE))
+    other: Any = make_agent("dqn", HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, sensitivities=NONE))
     assert fill_replay(other.replay_buffer, path) == 10
     assert steps_of(other.replay_buffer) == steps_of(agent.replay_buffer)
     assert (other.replay_buffer.pos, other.replay_buffer.full) == (10, False)
@@ -47,7 +47,7 @@ def test_a_full_buffer_is_written_oldest_first(tiny: TinyTask, tmp_path: Path) -
     with np.load(path) as file:
         assert file["dones"].ravel().tolist() == [0, 0, 0, 0, 1]  # the 14th step ends the second episode
         newest = file["observations"][2:]
-    small: Any = make_agent("dqn", HSQEnv(tiny, finetune_steps=0, sensitivities=NONE), buffer_size=3)
+    small: Any = make_agent("dqn", HSQEnv(tiny, step_minibatches=0, sensitivities=NONE), buffer_size=3)
     assert fill_replay(small.replay_buffer, path) == 3
     assert small.replay_buffer.full and small.replay_buffer.pos == 0
     assert np.array_equal(small.replay_buffer.observations, newest)
@@ -57,7 +57,7 @@ def test_every_worker_gets_every_step(tiny: TinyTask, tmp_path: Path) -> None:
     agent = trained(tiny, 7)
     path = tmp_path / "replay.npz"
     path.write_bytes(replay_bytes(agent.replay_buffer))
-    make = [lambda: HSQEnv(tiny, target_ratio=6.0, finetune_steps=0, sensitivities=NONE)] * 2
+    make = [lambda: HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, sensitivities=NONE)] * 2
     both: Any = make_agent("dqn", DummyVecEnv(make))  # type: ignore[arg-type]
     assert fill_replay(both.replay_buffer, path) == 7
     for worker in range(2):
@@ -65,12 +65,12 @@ def test_every_worker_gets_every_step(tiny: TinyTask, tmp_path: Path) -> None:
 
 
 def test_agents_without_a_replay_have_none(tiny: TinyTask) -> None:
-    assert replay_of(make_agent("ppo", HSQEnv(tiny, finetune_steps=0, sensitivities=NONE))) is None
+    assert replay_of(make_agent("ppo", HSQEnv(tiny, step_minibatches=0, sensitivities=NONE))) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
 def test_other_files_are_refused(tiny: TinyTask, tmp_path: Path, content: bytes | None) -> None:
-    agent: Any = make_agent("dqn", HSQEnv(tiny, finetune_steps=0, sensitivities=NONE))
+    agent: Any = make_agent("dqn", HSQEnv(tiny, step_minibatches=0, sensitivities=NONE))
     path = tmp_path / "replay.npz"
     if content is not None:
         path.write_bytes(content)
@@ -82,6 +82,6 @@ def test_other_files_are_refused(tiny: TinyTask, tmp_path: Path, content: bytes 
 def test_another_problem_is_refused(tiny: TinyTask, tmp_path: Path) -> None:
     path = tmp_path / "replay.npz"
     path.write_bytes(replay_bytes(trained(tiny, 7).replay_buffer))
-    other: Any = make_agent("dqn", HSQEnv(tiny, bits=(4, 8), finetune_steps=0, sensitivities=np.zeros((7, 8))))
+    other: Any = make_agent("dqn", HSQEnv(tiny, bits=(4, 8), step_minibatches=0, sensitivities=np.zeros((7, 8))))
     with pytest.raises(InputError, match=r"observations of shape \(52,\) where this search has \(44,\)"):
         fill_replay(other.replay_buffer, path)

@@ -24,7 +24,7 @@ def play(env: ReturnToBest, actions: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("space", ["discrete", "multi_discrete", "continuous"])
 def test_the_best_plan_is_followed_up_to_a_random_layer(tiny: TinyTask, space: str) -> None:
-    inner = HSQEnv(tiny, action_space=space, finetune_steps=0)
+    inner = HSQEnv(tiny, action_space=space, step_minibatches=0)
     env = ReturnToBest(KeepBest(inner), seed=3)
     env.know(BEST, 100.0, None)
     left = []
@@ -43,12 +43,12 @@ def test_the_best_plan_is_followed_up_to_a_random_layer(tiny: TinyTask, space: s
 
 
 def test_without_a_plan_the_agent_has_it_all(tiny: TinyTask) -> None:
-    env = ReturnToBest(KeepBest(HSQEnv(tiny, finetune_steps=0)))
+    env = ReturnToBest(KeepBest(HSQEnv(tiny, step_minibatches=0)))
     assert play(env, OTHER)[0] == OTHER
 
 
 def test_a_better_plan_takes_over(tiny: TinyTask) -> None:
-    env = ReturnToBest(KeepBest(HSQEnv(tiny, finetune_steps=0, target_ratio=3.0)))
+    env = ReturnToBest(KeepBest(HSQEnv(tiny, step_minibatches=0, target_ratio=3.0)))
     _, info = play(env, BEST)
     score = -info["divergence"]
     assert env.best == {3.0: (score, BEST)} and info["score"] == score
@@ -63,7 +63,7 @@ def test_a_better_plan_takes_over(tiny: TinyTask) -> None:
 
 def test_an_episode_ends_where_it_passes_its_ceiling(tiny: TinyTask) -> None:
     """Whether the agent decides or a plan is played; a beginning ends where it ends."""
-    env = ReturnToBest(KeepBest(HSQEnv(tiny, finetune_steps=0)))
+    env = ReturnToBest(KeepBest(HSQEnv(tiny, step_minibatches=0)))
     env.reset()
     divergences = [env.step(action)[4]["divergence"] for action in OTHER]
     ceilings = [d + 1e-9 for d in divergences]
@@ -80,7 +80,7 @@ def test_an_episode_ends_where_it_passes_its_ceiling(tiny: TinyTask) -> None:
 
 
 def test_every_target_has_a_plan_to_follow(tiny: TinyTask) -> None:
-    inner = HSQEnv(tiny, finetune_steps=0, target_ratio=(3.0, 6.0))
+    inner = HSQEnv(tiny, step_minibatches=0, target_ratio=(3.0, 6.0))
     env = ReturnToBest(KeepBest(inner))
     plans = {3.0: BEST, 6.0: OTHER}
     for target, plan in plans.items():
@@ -95,7 +95,7 @@ def test_every_target_has_a_plan_to_follow(tiny: TinyTask) -> None:
 
 
 def test_following_is_free_whatever_alpha_the_plan_was_measured_with(tiny: TinyTask) -> None:
-    inner = HSQEnv(tiny, alpha_control="agent", finetune_steps=1, sensitivities=np.zeros((7, 12)))
+    inner = HSQEnv(tiny, alpha_control="agent", step_minibatches=1, sensitivities=np.zeros((7, 12)))
     env = ReturnToBest(KeepBest(inner))
     play(env, [inner.actions.encode(choice, 0.9) for choice in BEST])
     env.reset()
@@ -105,7 +105,7 @@ def test_following_is_free_whatever_alpha_the_plan_was_measured_with(tiny: TinyT
 
 
 def test_a_replay_holds_what_was_executed(tiny: TinyTask) -> None:
-    inner = HSQEnv(tiny, finetune_steps=0)
+    inner = HSQEnv(tiny, step_minibatches=0)
     env = ReturnToBest(KeepBest(inner), seed=1)
     env.know(BEST, 100.0, None)
     agent: Any = make_agent("dqn", env, seed=0, exploration_initial_eps=1.0, exploration_final_eps=1.0)

@@ -165,7 +165,7 @@ class Told:
 @pytest.mark.parametrize("space", ["discrete", "multi_discrete", "continuous"])
 def test_plans_are_played_until_there_are_no_more(tiny: TinyTask, space: str) -> None:
     """What is told is what was executed: the budget makes something else of 8 bits everywhere."""
-    env, log = HSQEnv(tiny, action_space=space, target_ratio=5.0, finetune_steps=0), SearchLog(note)
+    env, log = HSQEnv(tiny, action_space=space, target_ratio=5.0, step_minibatches=0), SearchLog(note)
     proposer = Told(ACTIONS, [8] * 7)
     agent = PlanAgent(proposer, env)
     play_policy(agent, KeepBest(env), "told", log)
@@ -177,7 +177,7 @@ def test_plans_are_played_until_there_are_no_more(tiny: TinyTask, space: str) ->
 
 
 def test_a_plan_is_followed_by_its_state(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=5.0, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=5.0, step_minibatches=0)
     agent, state = PlanAgent(Told(ACTIONS, ACTIONS[::-1]), env), None
     assert agent.start_episode()
     for action in ACTIONS:
@@ -194,13 +194,13 @@ def test_a_plan_is_followed_by_its_state(tiny: TinyTask) -> None:
 def test_playing_stops_at_its_limits(
     tiny: TinyTask, episodes: int | None, deadline: float | None, expected: int
 ) -> None:
-    env, log = HSQEnv(tiny, target_ratio=5.0, finetune_steps=0), SearchLog(note)
+    env, log = HSQEnv(tiny, target_ratio=5.0, step_minibatches=0), SearchLog(note)
     play_policy(PlanAgent(Told(*[ACTIONS] * 3), env), KeepBest(env), "told", log, episodes, deadline)
     assert len(log.episodes) == expected
 
 
 def test_a_rollout_for_one_of_several_targets(tiny: TinyTask) -> None:
-    env, log = HSQEnv(tiny, target_ratio=(5.0, 9.0), finetune_steps=0), SearchLog(note)
+    env, log = HSQEnv(tiny, target_ratio=(5.0, 9.0), step_minibatches=0), SearchLog(note)
     for target in (9.0, 5.0, 9.0):
         rollout(KeepBest(env), ACTIONS, "ilp", log, target)
     assert [e.target_ratio for e in log.episodes] == [9.0, 5.0, 9.0]
@@ -214,7 +214,7 @@ def test_a_rollout_for_one_of_several_targets(tiny: TinyTask) -> None:
 def test_training_stops_at_its_limits(
     tiny: TinyTask, episodes: int | None, seconds: float | None, expected: int
 ) -> None:
-    env, log = HSQEnv(tiny, target_ratio=5.0, finetune_steps=0), SearchLog(note)
+    env, log = HSQEnv(tiny, target_ratio=5.0, step_minibatches=0), SearchLog(note)
     agent = make_agent("dqn", env)
     log.note(episode(8, 1.0, 1.0, "ilp"), {})
     train_agent(agent, 7, "dqn", log, episodes, seconds, [])

@@ -126,7 +126,7 @@ def test_plan_is_that_of_the_file_and_of_an_episode(run: tuple[Path, dict[str, A
 
 
 def test_policy_loads_and_plays(tiny: TinyTask, run: tuple[Path, dict[str, Any]]) -> None:
-    env = HSQEnv(tiny, target_ratio=7.0, finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=7.0, step_minibatches=0)
     policy = ALGORITHMS["dqn"].kind.load(run[0] / "policy.zip", env=env)
     observation, _ = env.reset()
     for _ in range(7):

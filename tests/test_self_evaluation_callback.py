@@ -24,7 +24,7 @@ def agent_on(env: gym.Env[Any, Any], **arguments: Any) -> Any:
 
 
 def test_adjustments_reach_the_environment_and_the_logs(tiny: TinyTask, tmp_path: Path) -> None:
-    env = HSQEnv(tiny, finetune_steps=0, sensitivities=NONE)
+    env = HSQEnv(tiny, step_minibatches=0, sensitivities=NONE)
     agent = agent_on(env)
     agent.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
     callback = SelfEvaluationCallback(SelfEvaluation(0.95, 8.0), window=2)
@@ -41,7 +41,7 @@ def test_adjustments_reach_the_environment_and_the_logs(tiny: TinyTask, tmp_path
 
 
 def test_windows_are_means_of_finished_episodes(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, finetune_steps=0, sensitivities=NONE)
+    env = HSQEnv(tiny, step_minibatches=0, sensitivities=NONE)
     loop = SelfEvaluation(0.95, 8.0)
     seen: list[tuple[float, float]] = []
 
@@ -95,7 +95,7 @@ class Switched(gym.Wrapper[Any, Any, Any, Any]):
 
 def test_corrupted_images_are_noticed_and_recovered_from(tiny: TinyTask) -> None:
     """Accuracy collapses in the middle of a search although alpha and beta do not ask for it."""
-    clean, noisy = (HSQEnv(task, finetune_steps=0, sensitivities=NONE) for task in (tiny, Corrupted(tiny)))
+    clean, noisy = (HSQEnv(task, step_minibatches=0, sensitivities=NONE) for task in (tiny, Corrupted(tiny)))
     env = Switched(clean, noisy, first=24, last=48)
     agent = agent_on(env, exploration_initial_eps=0.05, exploration_fraction=0.01)
     loop = SelfEvaluation(1.0, 11.0)
@@ -122,7 +122,7 @@ def test_corrupted_images_are_noticed_and_recovered_from(tiny: TinyTask) -> None
 
 
 def test_agents_without_a_replay_go_on(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, finetune_steps=0, sensitivities=NONE)
+    env = HSQEnv(tiny, step_minibatches=0, sensitivities=NONE)
     agent = make_agent("ppo", env, n_steps=7, batch_size=7)
     callback = SelfEvaluationCallback(SelfEvaluation(0.95, 8.0), window=1)
     agent.learn(14, callback=callback)

@@ -192,7 +192,7 @@ def test_a_repaired_entry_of_a_later_layer(tiny: TinyTask) -> None:
 
 def test_repair_helps(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
     """Where there is damage to repair."""
-    env = HSQEnv(tiny, finetune_steps=4, sensitivities=np.zeros((7, 12)))
+    env = HSQEnv(tiny, step_minibatches=4, sensitivities=np.zeros((7, 12)))
     raw = measure_sensitivity(tiny, infos, CHOICES)
     repaired = measure_repaired_sensitivity(env.compressor, env.choices, 0.0)
     damaged = raw > np.median(raw)
@@ -200,7 +200,7 @@ def test_repair_helps(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
 
 
 def test_without_repair_both_tables_agree(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
-    env = HSQEnv(tiny, finetune_steps=0, sensitivities=np.zeros((7, 12)))
+    env = HSQEnv(tiny, step_minibatches=0, sensitivities=np.zeros((7, 12)))
     repaired = measure_repaired_sensitivity(env.compressor, env.choices, 0.3)
     assert repaired == pytest.approx(measure_sensitivity(tiny, infos, CHOICES), rel=1e-6, abs=1e-9)
 
@@ -210,7 +210,7 @@ def test_repaired_tables_are_kept_by_their_settings(
 ) -> None:
     one = HSQEnv(tiny, sensitivities=np.zeros((7, 12))).compressor
     first = repaired_sensitivity(one, CHOICES, 0.3)
-    other = HSQEnv(tiny, finetune_steps=3, sensitivities=np.zeros((7, 12))).compressor
+    other = HSQEnv(tiny, step_minibatches=3, sensitivities=np.zeros((7, 12))).compressor
     for different in (repaired_sensitivity(other, CHOICES, 0.3), repaired_sensitivity(one, CHOICES, 0.5)):
         assert (different != first).any()
     assert len(list(folder.iterdir())) == 3

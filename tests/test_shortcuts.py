@@ -23,7 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"target_ratio": 7.0},
     {"finetune_scope": "layer"},
     {"finetune_scope": "all"},
-    {"finetune_steps": 0},
+    {"step_minibatches": 0},
     {"activation_bits": None},
     {"activation_bits": "match", "reward": "size"},
     {"bfloat16": True},

@@ -108,7 +108,7 @@ def test_table_equals_the_tensors_of_the_file(
 
 @pytest.mark.parametrize("pattern", ["unstructured", "n:m", "channels"])
 def test_estimate_is_never_below_the_file_and_within_one_percent(tiny: TinyTask, pattern: str) -> None:
-    env = HSQEnv(tiny, sparsity_pattern=pattern, finetune_steps=0)
+    env = HSQEnv(tiny, sparsity_pattern=pattern, step_minibatches=0)
     rng = np.random.default_rng(0)
     plans = [[action] * 7 for action in range(12)] + [rng.integers(12, size=7).tolist() for _ in range(20)]
     for actions in plans:

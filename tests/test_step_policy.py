@@ -139,7 +139,7 @@ def test_lessons_come_from_some_layers(tiny: TinyTask) -> None:
 
 
 def test_without_a_repair_there_is_nothing_to_learn(tiny: TinyTask) -> None:
-    env = make(tiny, finetune_steps=0)
+    env = make(tiny, step_minibatches=0)
     assert episode(env) == episode(env) and env.compressor.policy is None
     assert env.steps_taken == (14, 7)
 

@@ -41,7 +41,7 @@ def tables(seed: int = 0) -> tuple[Any, Any]:
 def make(tiny: TinyTask, **settings: Any) -> HSQEnv:
     rng = np.random.default_rng(0)
     table = np.sort(10.0 ** rng.uniform(-3, -1, (7, 12)), axis=1)[:, ::-1].copy()
-    env = HSQEnv(tiny, finetune_steps=0, sensitivities=table, reward="divergence", alpha=0.0, beta=1.0, **settings)
+    env = HSQEnv(tiny, step_minibatches=0, sensitivities=table, reward="divergence", alpha=0.0, beta=1.0, **settings)
     env._repaired = 0.8 * table
     return env
 

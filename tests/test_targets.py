@@ -12,7 +12,7 @@ NO_SENSITIVITIES = np.zeros((7, 12))
 
 
 def test_every_episode_draws_a_target(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=(4.0, 8.0, 12.0), finetune_steps=0, sensitivities=NO_SENSITIVITIES)
+    env = HSQEnv(tiny, target_ratio=(4.0, 8.0, 12.0), step_minibatches=0, sensitivities=NO_SENSITIVITIES)
     at = env.observation_names.index("target")
     drawn = []
     for seed in (5, *[None] * 30):
@@ -41,7 +41,7 @@ def test_one_of_several_targets_is_that_target(tiny: TinyTask, target: float) ->
 
 
 def test_asking_for_a_target_draws_nothing(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=(4.0, 12.0), finetune_steps=0, sensitivities=NO_SENSITIVITIES)
+    env = HSQEnv(tiny, target_ratio=(4.0, 12.0), step_minibatches=0, sensitivities=NO_SENSITIVITIES)
     env.reset(seed=1)
     drawn = [env.reset()[1]["target_ratio"] for _ in range(10)]
     env.reset(seed=1)
@@ -53,7 +53,7 @@ def test_asking_for_a_target_draws_nothing(tiny: TinyTask) -> None:
 
 
 def test_a_state_holds_its_target(tiny: TinyTask) -> None:
-    env = HSQEnv(tiny, target_ratio=(4.0, 12.0), finetune_steps=0)
+    env = HSQEnv(tiny, target_ratio=(4.0, 12.0), step_minibatches=0)
     env.reset(options={"target_ratio": 12.0})
     seen, *_ = env.step(0)
     state = env.get_state()
@@ -61,7 +61,7 @@ def test_a_state_holds_its_target(tiny: TinyTask) -> None:
     observation, info = env.set_state(state)
     assert np.array_equal(observation, seen) and info["target_ratio"] == env.target_ratio == 12.0
     with pytest.raises(InputError, match=r"Unknown target ratio 12\.0: known are 4\.0"):
-        HSQEnv(tiny, target_ratio=4.0, finetune_steps=0).set_state(state)
+        HSQEnv(tiny, target_ratio=4.0, step_minibatches=0).set_state(state)
 
 
 def test_targets_that_cannot_be(tiny: TinyTask) -> None:

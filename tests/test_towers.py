@@ -15,7 +15,7 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"finetune_scope": "layer"},
     {"finetune_scope": "all"},
-    {"finetune_steps": 0},
+    {"step_minibatches": 0},
     {"activation_bits": None},
     {"bfloat16": True},
     {"bfloat16": True, "finetune_scope": "layer"},

@@ -18,7 +18,7 @@ ID = "HSQ-Tiny-v0"
 @pytest.fixture(autouse=True)
 def registered(tiny: TinyTask) -> Iterator[None]:
     """An id for the tiny task."""
-    gym.register(ID, entry_point=make_detection_env, kwargs={"task": tiny, "finetune_steps": 0})
+    gym.register(ID, entry_point=make_detection_env, kwargs={"task": tiny, "step_minibatches": 0})
     yield
     gym.registry.pop(ID)
 

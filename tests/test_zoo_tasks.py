@@ -176,7 +176,7 @@ def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> No
     """Depthwise convolutions, squeeze and excitation, linear layers: choices, fine-tuning and the file."""
     task = task_of(name, shapes_folder)
     infos = trace_layers(task)
-    env = HSQEnv(task, finetune_steps=1, sensitivities=np.zeros((len(infos), 12)))  # to measure them takes much longer
+    env = HSQEnv(task, step_minibatches=1, sensitivities=np.zeros((len(infos), 12)))  # not measured
     env.reset(seed=0)
     for action in (8, 2, 6):
         _, reward, _, _, info = env.step(action)
@@ -199,7 +199,7 @@ def test_a_step_and_a_file(name: str, shapes_folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICKEST else LONG) for n in NAMES])
 def test_two_episodes(name: str, shapes_folder: Path) -> None:
     """A search by chance on few images: every layer of every detector takes choices, and the size is kept."""
-    env = HSQEnv(task_of(name, shapes_folder), bits=(2, 8), sparsities=(0.0,), finetune_steps=1, target_ratio=6.0)
+    env = HSQEnv(task_of(name, shapes_folder), bits=(2, 8), sparsities=(0.0,), step_minibatches=1, target_ratio=6.0)
     env.action_space.seed(0)
     for episode in range(2):
         env.reset(seed=episode)
