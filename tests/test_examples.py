@@ -42,7 +42,7 @@ import gymnasium as gym
 from tiny_task import TinyTask
 from hsq_env.env import HSQEnv
 
-gym.register("HSQ-Tiny-v0", entry_point=lambda **arguments: HSQEnv(TinyTask(), finetune_steps=0, **arguments))
+gym.register("HSQ-Tiny-v0", entry_point=lambda **arguments: HSQEnv(TinyTask(), step_minibatches=0, **arguments))
 """
 
 
