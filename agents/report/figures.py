@@ -119,9 +119,8 @@ def plans_drawing(runs: Sequence[Run], measure: str = "accuracy") -> Drawing:
             if not placed:
                 continue
             points = [(tried.ratio, value if upwards else -value) for value, tried in placed]
-            on_front = sorted(
-                {points[i]: i for i in reversed(pareto_front(points))}.values()
-            )  # the first of equal ones
+            first = {points[i]: i for i in reversed(pareto_front(points))}  # of those that are equal
+            on_front = sorted(first.values())
             chosen = _winners(run)
             shown = thinned(placed, on_front)
             gid = f"plans-{place}"
