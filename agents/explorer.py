@@ -1,9 +1,6 @@
 """Looking for plans with an agent of any kind: a baseline, one of Stable-Baselines3's, or one's own."""
 
 import contextlib
-import importlib
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -27,14 +24,15 @@ from agents.evaluation_budget import EvaluationBudget
 from agents.executed import end_episodes
 from agents.keep_best import KeepBest
 from agents.keeper import Keeper, Training, learn
+from agents.own_agent import agent_of, factory_of
 from agents.plan_agent import PlanAgent
 from agents.replay import fill_replay, load_policy, replay_of
-from agents.return_to_best import ReturnToBest
 from agents.rollout import Policy, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.search_log import SearchLog
 from agents.self_evaluation import SelfEvaluationCallback
 from agents.workers import Cluster, check_workers, steps_taken
 from agents.workers import workers as make_workers
+from agents.wrapping import Wrapping
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 from hsq_env.self_evaluation import SelfEvaluation
@@ -87,7 +85,7 @@ class Explorer:
         if self.cluster is not None and (self.algo not in ALGORITHMS and ":" not in self.algo):
             raise InputError(f"'{self.algo}' tries one plan after the other: leave out --ray, or choose an agent.")
         if ":" in self.algo:
-            _factory(self.algo)
+            factory_of(self.algo)
         elif self.algo not in (*ALGORITHMS, *BASELINES):
             agents, baselines = ", ".join(ALGORITHMS), ", ".join(BASELINES)
             raise InputError(
@@ -135,7 +133,7 @@ class Explorer:
                 return self._play_baseline(env, log)
             if ":" not in self.algo:
                 return self._train(env, log, logger, None, on_agent, keeper, begun)
-            made = _made_by(self.algo, env)
+            made = agent_of(self.algo, env)
             if isinstance(made, BaseAlgorithm):
                 return self._train(env, log, logger, made, on_agent, keeper, begun)
             on_agent(made)
@@ -293,7 +291,7 @@ class Explorer:
                     transitions += rollout(budget, choices, name, log, target)
         return transitions
 
-    def _wrapping(self, env: HSQEnv, log: SearchLog, evaluations: int | None) -> "Wrapping":
+    def _wrapping(self, env: HSQEnv, log: SearchLog, evaluations: int | None) -> Wrapping:
         """What is put around the environments of workers that begin now."""
         best = {target: episode for target in env.budgets for episode in log.best_plans(1, target)}
         known = {target: (executed_choices(env, e.plan), log.score(e)) for target, e in best.items()}
@@ -302,60 +300,3 @@ class Explorer:
     def _played(self, log: SearchLog) -> int:
         """Finished episodes of the agent."""
         return sum(episode.source == self.algo for episode in log.episodes)
-
-
-@dataclass(frozen=True)
-class Wrapping:
-    """What is put around a worker's environment, which then knows the best plans so far.
-
-    :param known: index of the choice per layer, and the score, by target ratio
-    :param evaluations: of the worker; None for no limit
-    :param merit: see ``KeepBest``
-    :param returns: see ``ReturnToBest``
-    """
-
-    known: dict[float | None, tuple[list[int], float]]
-    evaluations: int | None
-    merit: Callable[[float, float], float] | None
-    returns: bool
-    seed: int
-
-    def __call__(self, env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
-        """The environment in its wrappers."""
-        kept = KeepBest(env, self.merit)
-        kept.best.update({target: score for target, (_, score) in self.known.items()})
-        budget = EvaluationBudget(kept, self.evaluations)
-        if not self.returns:
-            return budget
-        returning = ReturnToBest(budget, self.seed + worker)  # outside: what it follows is what would be measured
-        for target, (choices, score) in self.known.items():
-            returning.know(choices, score, target)
-        return returning
-
-
-def _factory(name: str) -> Callable[[HSQEnv], Any]:
-    """The callable that ``module:factory`` names.
-
-    :raises InputError: if there is none
-    """
-    module, _, factory = name.partition(":")
-    if not {"", os.getcwd()} & set(sys.path):  # a console script does not look where it is called
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Callable[[HSQEnv], Any] = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"No agent can be had from '{name}' ({error}): give --algo module:factory.") from error
-    return found
-
-
-def _made_by(name: str, env: HSQEnv) -> Any:
-    """What a factory of one's own makes for an environment.
-
-    :raises InputError: if there is none, or what it makes cannot choose
-    """
-    made = _factory(name)(env)
-    if not isinstance(made, Policy):
-        raise InputError(
-            f"What '{name}' makes has no predict(): give a factory of an agent with Gymnasium's signature."
-        )
-    return made

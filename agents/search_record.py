@@ -15,7 +15,7 @@ from detectors.errors import InputError
 from hsq_env.channels import shared_inputs
 from hsq_env.choices import Plan
 from hsq_env.env import HSQEnv
-from hsq_env.standing import identity
+from hsq_env.identity import identity
 from restorers.task import RestorationTask
 
 

@@ -110,8 +110,20 @@ def spark_table(result: dict[str, Any]) -> str:
             cells = {
                 WAYS[way]: _cell({**ways[way], "lost": worth * ways[way]["lost"]}, worth) for way in WAYS if way in ways
             }
+            gain = ways.get("qat_spark", {}).get("over_qat_kd")
+            if gain is not None:
+                cells["SPARK over uniform, by seed"] = _gain(gain, worth)
             rows[f"{network} {bits}, {unit}"] = cells
     return "\n".join(_grid("lost, seeds", rows))
+
+
+def _gain(figures: dict[str, Any], worth: float) -> str:
+    """A gain that was measured seed by seed; an interval from three seeds on."""
+    text = f"{worth * figures['iqm']:+.3f}"
+    if len(figures["seeds"]) > 2:
+        low, high = (worth * end for end in figures["ci"])
+        text += f" ({low:+.3f} to {high:+.3f})"
+    return text
 
 
 def artifacts_table(result: dict[str, Any]) -> str:

@@ -266,7 +266,22 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for line in sorted(rows, key=lambda line: line["seed"]):
         result.setdefault(line["row"], {}).setdefault(line["method"], []).append(line)
-    return {row: {method: _figures(own) for method, own in methods.items()} for row, methods in result.items()}
+    found = {row: {method: _figures(own) for method, own in methods.items()} for row, methods in result.items()}
+    for row, methods in result.items():
+        gains = _gains(methods.get("qat_spark", []), methods.get("qat_kd", []))
+        if gains:
+            found[row]["qat_spark"]["over_qat_kd"] = {
+                "iqm": float(interquartile_mean(gains)),
+                "ci": interval(gains),
+                "seeds": gains,
+            }
+    return found
+
+
+def _gains(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[float]:
+    """Differences seed by seed: the same batches in the same order, so that what they do to both drops out."""
+    scores = {line["seed"]: line["score"] for line in theirs}
+    return [line["score"] - scores[line["seed"]] for line in ours if line["seed"] in scores]
 
 
 def _figures(own: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hsq_env.layers import CompressedConv2d, CompressedLayer, CompressedLinear
+from hsq_env.narrowing import take_out
 from hsq_env.raw_outputs import RawOutputs, Stages
 from hsq_env.states import run
 from hsq_env.task import Task
@@ -167,7 +168,7 @@ def _works(model: nn.Module, stages: Stages, images: Tensor, groups: Sequence[Ch
     try:
         for group, left in zip(groups, kept, strict=True):
             if len(left):
-                _take_out(smaller, group, left)
+                take_out(smaller, group, left)
         expected, *found = (RawOutputs(m, stages)(images) for m in (blind, disturbed, smaller))
     except (RuntimeError, ValueError, IndexError):  # sizes that do not go together any more
         return False
@@ -279,7 +280,7 @@ def shrunk(model: nn.Module, stages: Stages, images: Tensor) -> nn.Module:
         unread = set(unread_channels(model, group))
         if not unread:
             continue
-        _take_out(small, group, torch.tensor([i for i in range(group.channels) if i not in unread]))
+        take_out(small, group, torch.tensor([i for i in range(group.channels) if i not in unread]))
     for module in small.modules():
         if isinstance(module, CompressedLayer) and module.mask is not None and bool(module.mask.all()):
             module.mask = None
@@ -289,56 +290,3 @@ def shrunk(model: nn.Module, stages: Stages, images: Tensor) -> nn.Module:
 def dead_outputs(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, list[int]]:
     """Output channels that nobody reads, by layer."""
     return {name: unread for group in groups if (unread := unread_channels(model, group)) for name in group.producers}
-
-
-def _take_out(model: nn.Module, group: ChannelGroup, kept: Tensor) -> None:
-    """Leave only some channels of a group."""
-    modules = dict(model.named_modules())
-    for name in group.producers:
-        _take_outputs(modules[name], kept)
-    for name in group.norms:
-        _take_norm(modules[name], kept)
-    for name in group.consumers:
-        _take_inputs(modules[name], kept)
-
-
-PER_WEIGHT = ("weight", "codes", "mask", "stored_weight")
-PER_OUTPUT = ("bias", "stored_bias", "base_scale", "scale_factor")
-
-
-def _take_outputs(layer: Any, kept: Tensor) -> None:
-    for name in (*PER_WEIGHT, *PER_OUTPUT):
-        _take(layer, name, kept, 0)
-    _resize(layer, len(kept), None)
-
-
-def _take_inputs(layer: Any, kept: Tensor) -> None:
-    for name in PER_WEIGHT:
-        _take(layer, name, kept, 1)
-    _resize(layer, None, len(kept))
-
-
-def _resize(layer: Any, outputs: int | None, inputs: int | None) -> None:
-    kind = "channels" if isinstance(layer, nn.Conv2d) else "features"
-    for way, count in (("out", outputs), ("in", inputs)):
-        if count is not None:
-            setattr(layer, f"{way}_{kind}", count)
-
-
-def _take_norm(norm: Any, kept: Tensor) -> None:
-    before = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        _take(norm, name, kept, 0)
-    if isinstance(norm, nn.GroupNorm):
-        norm.num_groups, norm.num_channels = norm.num_groups * len(kept) // before, len(kept)
-    else:
-        norm.num_features = len(kept)
-
-
-@torch.no_grad()
-def _take(module: nn.Module, name: str, kept: Tensor, axis: int) -> None:
-    value = getattr(module, name, None)
-    if value is None:
-        return
-    taken = value.index_select(axis, kept.to(value.device))
-    setattr(module, name, nn.Parameter(taken, value.requires_grad) if isinstance(value, nn.Parameter) else taken)

@@ -20,6 +20,7 @@ from hsq_env.compressor import POLICY_EPISODES, TABLE_MEGABYTES, Compressor
 from hsq_env.costs import LayerCosts
 from hsq_env.env_state import EnvState
 from hsq_env.finetuning import BRIEF_RATES, LearningRates
+from hsq_env.identity import problem
 from hsq_env.latency_table import LatencyTable
 from hsq_env.observation import Progress, observation, observation_names, static_features, teacher_weights
 from hsq_env.outcomes import Outcomes
@@ -29,7 +30,6 @@ from hsq_env.repair import DISTILLATIONS, FINETUNE_SCOPES
 from hsq_env.rewards import REWARDS, StepOutcome, reward_terms
 from hsq_env.sensitivity import repaired_sensitivity, sensitivity
 from hsq_env.shortcuts import Shortcuts
-from hsq_env.standing import problem
 from hsq_env.student import Student
 from hsq_env.task import Task
 

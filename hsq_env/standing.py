@@ -1,14 +1,11 @@
-"""Where a search stands in its environment, for checkpoints, and whether two environments are of one problem."""
+"""Where a search stands in its environment, for checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hsq_env.env_state import EnvState
 from hsq_env.prefixes import Row
-from hsq_env.table_cache import table_digest
 
 if TYPE_CHECKING:
     from hsq_env.env import HSQEnv
@@ -49,21 +46,3 @@ def stand(env: "HSQEnv", standing: Standing) -> None:
     env.set_state(standing.state)  # the table is another
     env._np_random, env.action_space._np_random, env.observation_space._np_random = standing.generators
     env._steps, env._visited_steps = standing.steps
-
-
-def identity(env: "HSQEnv") -> str:
-    """A hash of the problem: teacher, images, layers, settings of the repair; the same on every machine."""
-    shapes = [(info.name, info.shape, info.stride, info.groups, info.calls) for info in env.layers]
-    return _digest(env, (shapes, env.choices, env.compressor.repair_settings()), "any")
-
-
-def problem(env: "HSQEnv") -> str:
-    """A hash of all that rewards depend on, to the last bit: also of what this machine measures."""
-    settings = (env.layers, env.compressor.repair_settings(), env.compressor.judge.scale)
-    return _digest(env, settings, torch.__version__)
-
-
-def _digest(env: "HSQEnv", settings: object, version: str) -> str:
-    task = env.task
-    batches = [*task.calibration(), *task.finetuning(), *task.evaluation("search")]
-    return table_digest(task, settings, batches, version)

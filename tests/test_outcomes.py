@@ -13,9 +13,9 @@ from tiny_task import TinyTask
 from hsq_env.choices import Choice
 from hsq_env.compressor import Compressor
 from hsq_env.env import HSQEnv
+from hsq_env.identity import problem
 from hsq_env.outcomes import KEY_BYTES, KeptOutcomes, OutcomeFile, key_of
 from hsq_env.prefixes import Decision, Outcome
-from hsq_env.standing import problem
 
 LAYERS = 7
 

@@ -41,6 +41,15 @@ def test_the_summary_by_hand() -> None:
     assert 30.0 <= low < 30.2 < high <= 30.4
 
 
+def test_gains_are_of_equal_seeds() -> None:
+    """A seed that one way lacks says nothing."""
+    ours = [line("qat_spark", seed, 30.0 + seed) for seed in (0, 1, 2)]
+    theirs = [line("qat_kd", seed, score) for seed, score in ((3, 7.0), (2, 31.5), (0, 30.25))]
+    found = summary([*ours, *theirs])["W4A8"]
+    assert found["qat_spark"]["over_qat_kd"] == {"iqm": 0.125, "ci": [-0.25, 0.5], "seeds": [-0.25, 0.5]}
+    assert "over_qat_kd" not in summary(ours)["W4A8"]["qat_spark"]
+
+
 def test_an_interval_of_few_values_is_their_range() -> None:
     assert interval([2.0, 1.0]) == [1.0, 2.0] and interval([3.0, 3.0, 3.0]) == [3.0, 3.0]
 
