@@ -21,12 +21,14 @@ class Algorithm:
 
     :param hyperparameters: as its file has them; an ``action_noise`` is made for a number of action dimensions
     :param action_space: that it needs
+    :param as_published: learns from its own episodes alone, as its paper has it: no plans to begin with, no surrogate
     """
 
     kind: type[BaseAlgorithm]
     policy: Any
     hyperparameters: dict[str, Any]
     action_space: str
+    as_published: bool = False
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -37,8 +39,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "sac": Algorithm(sac.ExecutedSAC, "MlpPolicy", sac.HYPERPARAMETERS, "continuous"),
     "td3": Algorithm(td3.ExecutedTD3, "MlpPolicy", td3.HYPERPARAMETERS, "continuous"),
     "ddpg": Algorithm(ddpg.ExecutedDDPG, "MlpPolicy", ddpg.HYPERPARAMETERS, "continuous"),
-    "haq": Algorithm(ddpg.TwoRateDDPG, "MlpPolicy", ddpg.HAQ, "continuous"),
-    "amc": Algorithm(ddpg.TwoRateDDPG, "MlpPolicy", ddpg.AMC, "continuous"),
+    "haq": Algorithm(ddpg.TwoRateDDPG, "MlpPolicy", ddpg.HAQ, "continuous", as_published=True),
+    "amc": Algorithm(ddpg.TwoRateDDPG, "MlpPolicy", ddpg.AMC, "continuous", as_published=True),
 }
 
 
@@ -66,6 +68,9 @@ def make_agent(algo: str, env: gym.Env[Any, Any] | VecEnv, seed: int | None = 0,
     action_space_of(algo)
     algorithm = ALGORITHMS[algo]
     settings = {**algorithm.hyperparameters, **arguments}
+    kept = settings.get("replay_buffer_kwargs")
+    if kept is not None and "gamma" in kept and "replay_buffer_kwargs" not in arguments:
+        settings["replay_buffer_kwargs"] = {**kept, "gamma": settings["gamma"]}  # its returns of several steps
     if isinstance(env, VecEnv) and "gradient_steps" in settings and "gradient_steps" not in arguments:
         settings["gradient_steps"] *= env.num_envs
     if callable(settings.get("action_noise")) and "action_noise" not in arguments:

@@ -46,9 +46,11 @@ class EpisodeRecorder(BaseCallback):
         self.on_end()
 
     def _on_step(self) -> bool:
+        spent = False
         for worker, (info, reward) in enumerate(zip(self.locals["infos"], self.locals["rewards"], strict=True)):
             if info.get("evaluations_spent"):
-                return False
+                spent = True
+                continue
             if info.get("worker_lost"):
                 self.model.num_timesteps -= self._lengths[worker] + 1  # they are dropped, and must be taken again
                 self._begin(worker)
@@ -60,7 +62,7 @@ class EpisodeRecorder(BaseCallback):
                 self._finish(worker, info)
             elif self.locals["dones"][worker]:  # given up
                 self._begin(worker)
-        if self.episodes is not None and self.finished >= self.episodes:
+        if spent or (self.episodes is not None and self.finished >= self.episodes):
             return False
         return self.deadline is None or time.monotonic() < self.deadline
 

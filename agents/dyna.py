@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.baselines.planner import SurrogatePlanner
+from agents.pretrain import TARGET_SYNC, margin_step, sync_target
 from agents.rollout import Transition
 from agents.surrogate import Guess, practice_env
 from agents.walk import Walk
@@ -22,6 +23,8 @@ FIRST, EACH = 100, 8  # episodes of practice before the first real one, and afte
 
 class Dyna(BaseCallback):
     """Keeps the model up to date, lets an off-policy agent practise in it and proposes plans to the environments.
+
+    The model knows divergences alone: where the reward is of something else, it proposes plans and nobody practises.
 
     :param planner: the model
     :param first: practice episodes before the first real one
@@ -49,21 +52,17 @@ class Dyna(BaseCallback):
         self._rng = np.random.default_rng(seed)
         self._practice: HSQEnv | None = None
         self._replay: Any = None
+        self._trained = 0  # gradient steps
         self._walks: list[Walk] = []
 
     def _on_training_start(self) -> None:
         workers = self.training_env.num_envs
         self._walks = [Walk() for _ in range(workers)]
-        model = self.model
-        if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
+        model: Any = self.model
+        learns = isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None
+        if learns and self.planner.env.reward == "divergence":  # the model cannot tell what others look at
             self._practice = practice_env(self.planner.env, self.planner.model)
-            self._replay = type(model.replay_buffer)(
-                model.buffer_size,
-                model.observation_space,
-                model.action_space,
-                device=model.device,
-                **model.replay_buffer_kwargs,
-            )
+            self._replay = self._buffer(model, model.buffer_size)
             self._practise(self.first)
         for worker in range(workers):
             self._propose(worker)
@@ -102,36 +101,84 @@ class Dyna(BaseCallback):
             self.training_env.env_method("follow", [], self.planner.patience(target), indices=worker)
 
     def _practise(self, episodes: int) -> None:
-        """Imagined episodes with the agent's exploration, and gradient steps on them."""
+        """Imagined episodes with the agent's exploration, and gradient steps on them.
+
+        Temporal differences alone would make it forget the best plan known: every gradient step is followed by one that
+        says again that this plan's actions lead (see ``PretrainOnReplay``).
+        """
         env, model = self._practice, self.model
         if env is None or not isinstance(model, OffPolicyAlgorithm):
             return
         guess: Any = env.compressor
         assert isinstance(guess, Guess)
+        guess.believe(self.planner.model.weights())
+        known = self._known(model, env)
         for _ in each(range(episodes), "practice episode"):
             guess.believe(self.planner.model.weights(self._rng, 0.5))
             observation, _ = env.reset()
             ended = False
             while not ended:
-                action, _ = model.predict(observation, deterministic=False)
+                action = self._explored(observation)
                 following, reward, ended, _, info = env.step(action)
-                stored = np.asarray(info["executed_action"])
-                stored = stored if stored.ndim == 0 else model.policy.scale_action(stored)
-                row = (observation, following, stored, np.float64(reward), np.array(ended))
-                self._replay.add(*(np.asarray(value)[None] for value in row), [{}])
+                _store(self._replay, model, observation, following, info["executed_action"], reward, ended)
                 observation = following
             self.practised += 1
-            self._learn()
+            self._learn(known)
         self.logger.record("dyna/practised", self.practised)
         self.logger.record("dyna/steps", self.planner.model.steps)
 
-    def _learn(self) -> None:
+    def _explored(self, observation: Any) -> Any:
+        """The agent's action with its exploration, which for some agents is noise that SB3 adds elsewhere."""
+        model: Any = self.model
+        action, _ = model.predict(observation, deterministic=False)
+        if model.action_noise is None:
+            return action
+        noise = np.asarray(model.action_noise()).reshape(action.shape)
+        return model.policy.unscale_action(np.clip(model.policy.scale_action(action) + noise, -1, 1))
+
+    def _known(self, model: Any, env: HSQEnv) -> Any:
+        """The best plans so far as steps in the model, which practice must not unlearn; None if there are none."""
+        plans = {target: best.choices for target, best in self.planner.best.items() if target in env.budgets}
+        if not plans:
+            return None
+        known = self._buffer(model, len(plans) * len(env.layers) + 1)  # never full
+        for target, choices in plans.items():
+            observation, _ = env.reset(options={"target_ratio": target})
+            for choice in choices:
+                following, reward, ended, _, info = env.step(env.actions.encode(choice, env.alpha))
+                _store(known, model, observation, following, info["executed_action"], reward, ended)
+                observation = following
+        return known
+
+    @staticmethod
+    def _buffer(model: Any, size: int) -> Any:
+        return type(model.replay_buffer)(
+            size, model.observation_space, model.action_space, device=model.device, **model.replay_buffer_kwargs
+        )
+
+    def _learn(self, known: Any) -> None:
         model: Any = self.model
         real, model.replay_buffer = model.replay_buffer, self._replay
         try:
-            model.train(gradient_steps=self.gradient_steps, batch_size=model.batch_size)
+            for _ in range(self.gradient_steps):
+                model.train(gradient_steps=1, batch_size=model.batch_size)
+                if known is not None:
+                    margin_step(model, known)
+                self._trained += 1
+                if self._trained % TARGET_SYNC == 0:
+                    sync_target(model)
         finally:
             model.replay_buffer = real
+
+
+def _store(
+    buffer: Any, model: Any, observation: Any, following: Any, executed: Any, reward: float, ended: bool
+) -> None:
+    """One step into a buffer of one column."""
+    stored = np.asarray(executed)
+    stored = stored if stored.ndim == 0 else model.policy.scale_action(stored)
+    row = (observation, following, stored, np.float64(reward), np.array(ended))
+    buffer.add(*(np.asarray(value)[None] for value in row), [{}])
 
 
 def learn_from_rollouts(planner: SurrogatePlanner, transitions: list[Transition]) -> None:

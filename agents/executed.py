@@ -7,6 +7,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from detectors.errors import InputError
+
 
 class StoresExecuted:
     """Mixed into an SB3 off-policy agent: the environment may execute another action so that the budget is met."""
@@ -19,6 +21,11 @@ class StoresExecuted:
     ) -> None:
         executed = np.array([info["executed_action"] for info in infos], dtype=buffer_action.dtype)
         if isinstance(self.action_space, spaces.Box):
+            if not ((self.action_space.low <= executed) & (executed <= self.action_space.high)).all():
+                raise InputError(
+                    f"Actions {executed.tolist()} were executed, which are none of this agent's: leave out what "
+                    "changes actions (RescaleAction)."
+                )
             executed = self.policy.scale_action(executed)
         executed = executed.reshape(buffer_action.shape)
         super()._store_transition(replay_buffer, executed, new_obs, reward, dones, infos)  # type: ignore[misc]

@@ -54,7 +54,8 @@ class Explorer:
     :param warm_start: baselines whose plans are rolled out into the replay before learning
     :param return_to_best: let episodes follow the best plan so far up to a random layer (see ``ReturnToBest``);
         on-policy agents never do
-    :param surrogate: let the agent practise in a learned model and try the plans that it proposes (see ``Dyna``)
+    :param surrogate: let the agent practise in a learned model and try the plans that it proposes (see ``Dyna``);
+        without a budget there is none (see ``has_surrogate``)
     :param self_evaluation: tunes alpha and beta between windows of episodes, for searches without a hard target
     :param window: episodes in each
     :param arguments: of the agent, in place of its usual ones
@@ -105,9 +106,29 @@ class Explorer:
         return action_space_of(self.algo)
 
     @property
+    def as_published(self) -> bool:
+        """Whether the agent is one that learns from its own episodes alone."""
+        return self.algo in ALGORITHMS and ALGORITHMS[self.algo].as_published
+
+    @property
+    def begins_with(self) -> Sequence[str]:
+        """Baselines whose plans are rolled out first."""
+        return () if self.as_published or self.algo in BASELINES else self.warm_start
+
+    @property
     def returns(self) -> bool:
         """Whether episodes follow the best plan in their beginning."""
-        return self.return_to_best and self.algo in ALGORITHMS and stores_executed(self.algo)
+        own = self.algo in ALGORITHMS and not self.as_published
+        return self.return_to_best and own and stores_executed(self.algo)
+
+    def has_surrogate(self, env: HSQEnv) -> bool:
+        """Whether a model learns beside the agent: of one that learns from what others decided, and under a budget.
+
+        It needs a plan to start from. Without a budget it could not say which plans are good: it knows divergences, and
+        not what alpha and beta, or targets of the self-evaluation, make of them.
+        """
+        wanted = self.surrogate and self.returns and bool(self.begins_with)
+        return wanted and None not in env.budgets and self.merit is None
 
     def run(
         self,
@@ -260,8 +281,8 @@ class Explorer:
         return [*made, *self.callbacks]
 
     def _dyna(self, env: HSQEnv, seeds: list[Transition]) -> list[BaseCallback]:
-        """The surrogate needs a plan to start from, and agents that learn from what others decided."""
-        if not (self.surrogate and self.returns and seeds):
+        """The surrogate, where there is one."""
+        if not (self.has_surrogate(env) and seeds):
             return []
         planner = SurrogatePlanner(env, self.seed, repaired=bool({"ilp_repaired", "ilp_loads"} & set(self.warm_start)))
         learn_from_rollouts(planner, seeds)
@@ -284,7 +305,7 @@ class Explorer:
         for target in env.budgets:
             env.target_ratio = target
             seen: list[list[int]] = []
-            for name in self.warm_start:
+            for name in self.begins_with:
                 choices = BASELINES[name](env, self.seed).propose()
                 if choices is not None and choices not in seen:
                     seen.append(choices)

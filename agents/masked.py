@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from agents.executed import StoresExecuted
+from agents.training_progress import TrainingProgress
+from detectors.errors import InputError
 
 FORBIDDEN = -1e8  # value of an action that the budget rules out
 
@@ -24,12 +26,23 @@ class ExploresAllowed(StoresExecuted):
     """Mixed into an SB3 agent with an exploration rate: random actions are drawn from the allowed ones.
 
     ``priors`` may say for some layers which actions are worth exploring at all, as masks over actions; ``layers`` is
-    then the number of layers, by which the observation's first number tells which one comes.
+    then the number of layers, by which the observation's first number tells which one comes. Exploration falls with the
+    share of the training that is done where ``training_progress`` tells it: its steps are not known beforehand.
     """
 
     exploration_rate: float
+    training_progress: TrainingProgress | None = None
+    _current_progress_remaining: float
     priors: dict[int, np.ndarray] = {}
     layers = 1
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)  # type: ignore[misc]
+        if self.training_progress is not None:
+            self._current_progress_remaining = 1.0 - self.training_progress.share
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "training_progress"]  # type: ignore[misc]
 
     def predict(
         self,
@@ -44,6 +57,11 @@ class ExploresAllowed(StoresExecuted):
             return greedy, state
         count = int(self.action_space.n)  # type: ignore[attr-defined]
         rows = np.atleast_2d(observation)[:, -count:] > 0.5
+        if not rows.any(axis=1).all():
+            raise InputError(
+                f"No action is allowed: this agent reads which are from an observation's last {count} numbers, 0 or 1; "
+                "leave out what changes observations (VecNormalize, NormalizeObservation)."
+            )
         actions = np.atleast_1d(greedy).copy()
         for worker in np.flatnonzero(np.random.rand(len(rows)) < self.exploration_rate):
             layer = round(float(np.atleast_2d(observation)[worker, 0]) * max(1, self.layers - 1))

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
-from agents.workers import Wrap
+from agents.workers import Wrap, own_fork
 from hsq_env.env import HSQEnv
 from hsq_env.outcomes import KeptOutcomes, OutcomeFile, Outcomes
 from hsq_env.prefixes import Outcome
@@ -32,7 +32,7 @@ class Worker:
         env: HSQEnv = pickle.loads(pickled)
         # a file of this machine, or of storage that it shares, answers in microseconds; an actor in milliseconds
         env.share(OutcomeFile(file) if file is not None and file.is_file() else RemoteOutcomes(outcomes))
-        self.env: Any = Monitor(wrap(env.fork(), number))
+        self.env: Any = Monitor(wrap(own_fork(env, number), number))
 
     def step(self, action: Any) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:
         """As SB3's vectorized environments: an episode that ends is followed by the next."""

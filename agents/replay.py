@@ -64,7 +64,11 @@ def fill_replay(buffer: ReplayBuffer, path: Path) -> int:
             f"{buffer.observations.shape[2:]}: search with the settings of that run."
         )
     steps = arrays["observations"].shape[0] * arrays["observations"].shape[1]
-    flat = {name: value.reshape(steps, *value.shape[2:])[-buffer.buffer_size :] for name, value in arrays.items()}
+    unfinished = arrays["dones"][-1:] == 0
+    for name in ("dones", "timeouts"):  # a worker's last episode went on: nothing follows it here
+        arrays[name][-1:][unfinished] = 1.0
+    in_turn = {name: value.swapaxes(0, 1).reshape(steps, *value.shape[2:]) for name, value in arrays.items()}
+    flat = {name: value[-buffer.buffer_size :] for name, value in in_turn.items()}
     count = len(flat["rewards"])
     for name in ARRAYS:
         getattr(buffer, name)[:count] = flat[name][:, None]

@@ -14,6 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from agents.callbacks import EpisodeRecorder
 from agents.episode import Episode
 from agents.keeper import Callbacks, Keeper, learn
+from agents.masked import ExploresAllowed
 from agents.pretrain import PretrainOnReplay
 from agents.search_log import SearchLog
 from agents.training_progress import TrainingProgress
@@ -153,14 +154,23 @@ def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[Bas
     """
     if not isinstance(agent, OffPolicyAlgorithm) or agent.replay_buffer is None or not transitions:
         return []
+    seeds = type(agent.replay_buffer)(
+        (len(transitions) + 1) * agent.n_envs,  # never full
+        agent.observation_space,
+        agent.action_space,
+        device=agent.device,
+        n_envs=agent.n_envs,
+        **agent.replay_buffer_kwargs,
+    )
     for observation, following, action, reward, done, info in transitions:
         stored = action if np.ndim(action) == 0 else agent.policy.scale_action(np.asarray(action))
         obs, next_obs, actions, rewards, dones = (
             np.repeat(np.asarray(value)[None], agent.n_envs, axis=0)  # the buffer has a column for every worker
             for value in (observation, following, stored, reward, done)
         )
-        agent.replay_buffer.add(obs, next_obs, actions, rewards, dones, [info] * agent.n_envs)
-    return [PretrainOnReplay()]
+        for buffer in (agent.replay_buffer, seeds):
+            buffer.add(obs, next_obs, actions, rewards, dones, [info] * agent.n_envs)
+    return [PretrainOnReplay(seeds)]
 
 
 def train_agent(
@@ -188,5 +198,7 @@ def train_agent(
     recorder = EpisodeRecorder(source, log.note, episodes, deadline, progress, progress.close)
     unlimited = episodes is None or any(getattr(c, "gives_up_episodes", False) for c in callbacks)
     rounds = math.ceil((UNLIMITED_EPISODES if unlimited else episodes or 0) / agent.n_envs)
+    if isinstance(agent, ExploresAllowed):
+        agent.training_progress = progress
     with progress:
         learn(agent, rounds * agent.n_envs * layers, Callbacks([*callbacks, recorder], keeper))

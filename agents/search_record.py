@@ -39,9 +39,9 @@ def header_of(
         "reward": env.reward,
         "beta": env.beta,
         "workers": explorer.workers,
-        "warm_start": list(explorer.warm_start),
+        "warm_start": list(explorer.begins_with),
         "return_to_best": explorer.returns,
-        "surrogate": explorer.surrogate and explorer.returns and bool(explorer.warm_start),
+        "surrogate": explorer.has_surrogate(env),
         **asked,
     }
     if task_settings is not None:

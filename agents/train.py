@@ -5,9 +5,12 @@ python -m agents.train --algo dqn --env HSQ-ResNet50-v0 --timesteps 5000
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import tyro
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
@@ -46,9 +49,10 @@ def train(
     agent.save(out)
 
     loaded = ALGORITHMS[algo].kind.load(out, env=monitored)
-    mean, _ = evaluate_policy(loaded, monitored, n_eval_episodes=eval_episodes, deterministic=True)
-    print(f"mean return over {eval_episodes} episodes: {float(mean):.4f}")  # type: ignore[arg-type]
-    return float(mean)  # type: ignore[arg-type]
+    evaluated: Any = evaluate_masked if isinstance(loaded, MaskablePPO) else evaluate_policy
+    mean, _ = evaluated(loaded, monitored, n_eval_episodes=eval_episodes, deterministic=True)
+    print(f"mean return over {eval_episodes} episodes: {float(mean):.4f}")
+    return float(mean)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ class TrainingProgress:
     ) -> None:
         self.layers, self.source, self.episodes, self.evaluations = layers, source, episodes, evaluations
         self.until = until
+        self.seconds = None if until is None else max(until - time.monotonic(), 1e-9)
         self.finished = self.measured = self.steps = 0
         self._open: ExitStack | None = None
         self._training = self._episode = Work("")
@@ -46,8 +47,13 @@ class TrainingProgress:
 
     @property
     def share(self) -> float:
-        """Of the training that is done, in [0, 1], as far as episodes and evaluations tell."""
-        limits = ((self.finished + self.steps / self.layers, self.episodes), (self.measured, self.evaluations))
+        """Of the training that is done, in [0, 1]: of its episodes, evaluations or seconds, whichever is more."""
+        passed = 0.0 if self.until is None or self.seconds is None else self.seconds - (self.until - time.monotonic())
+        limits = (
+            (self.finished + self.steps / self.layers, self.episodes),
+            (self.measured, self.evaluations),
+            (passed, self.seconds),
+        )
         return max((min(done / limit, 1.0) for done, limit in limits if limit), default=0.0)
 
     def close(self) -> None:

@@ -1,7 +1,10 @@
 """Several environments side by side, one process and one thread each, for any SB3 agent."""
 
 import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ class Cluster:
 
 
 DEAD = (EOFError, BrokenPipeError, ConnectionResetError)
+LOOKS = 2.0  # seconds between a worker's looks at whether its parent is still there
 
 
 def keep_best(env: HSQEnv, worker: int) -> gym.Env[Any, Any]:
@@ -127,14 +131,30 @@ def start_method(env: HSQEnv) -> str:
 
 def starter(env: HSQEnv, wrap: Wrap, worker: int) -> Callable[[], gym.Env[Any, Any]]:
     """What a worker process calls first."""
+    parent = os.getpid()
 
     def start() -> gym.Env[Any, Any]:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         torch.set_num_threads(1)  # before anything is computed: threads do not live through a fork
         for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and a batch system's SIGTERM, are the parent's
             signal.signal(number, signal.SIG_IGN)
-        return Monitor(wrap(env.fork(), worker))
+        return Monitor(wrap(own_fork(env, worker), worker))
 
     return start
+
+
+def own_fork(env: HSQEnv, worker: int) -> HSQEnv:
+    """A fork that draws targets of its own, and not those of the other workers."""
+    fork = env.fork()
+    fork.np_random = env.np_random.spawn(worker + 1)[worker]
+    return fork
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent has: killed, it closes no pipe that other workers do not hold open."""
+    while os.getppid() == parent:
+        time.sleep(LOOKS)
+    os._exit(1)
 
 
 def _stop(made: SubprocVecEnv) -> None:

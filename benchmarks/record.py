@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
+def made_with() -> dict[str, Any]:
+    """The revision, versions and machine that a line was made with: those of a record may differ."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        revision = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = "unknown"
+    return {"revision": revision, "torch": versions()["torch"], "machine": machine()}
+
+
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add a row, whoever else writes."""
+    """Add a row and what it was made with, whoever else writes."""
+    row = {**row, "made_with": made_with()}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -275,6 +275,12 @@ def _lost(teacher: float, values: Any) -> float:
     return float(100 * (teacher - interquartile_mean(np.array(values))))
 
 
+def _same_plans_as(method: str, own: Sequence[dict[str, Any]]) -> list[str]:
+    """The other methods that found all of a method's plans before; none if it has one that no other has."""
+    others = {row.get("finetuned_as", method) for row in own}
+    return [] if method in others else sorted(others)
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Per target and method: interquartile mean of the test mAP, its interval, and what was spent."""
     result: dict[str, Any] = {}
@@ -292,6 +298,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 **({"points_lost_standard": _lost(own[0]["teacher_map_standard"], standard)} if standard else {}),
                 "ratio": float(np.mean([r["ratio"] for r in own])),
                 "seeds": values.tolist(),
+                "same_plans_as": _same_plans_as(method, own),
                 "evaluations": max(r["evaluations"] for r in own),
                 "divergence": float(np.mean([r["divergence"] for r in own])),
             }

@@ -1,5 +1,6 @@
 """Action spaces: how an agent's action stands for a choice, and how a choice is said back."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from detectors.errors import InputError
 from hsq_env.choices import Choice, choice_grid
 
 Mask = NDArray[np.bool_]
@@ -14,7 +16,10 @@ ALPHAS = (0.1, 0.3, 0.6, 0.9)  # that an agent may choose from
 
 
 class ActionCodec(Protocol):
-    """Translates between an action space and indices into the list of choices."""
+    """Translates between an action space and indices into the list of choices.
+
+    Methods that take an action raise InputError for one that the space does not have.
+    """
 
     space: spaces.Space[Any]
     choices: tuple[Choice, ...]
@@ -27,6 +32,9 @@ class ActionCodec(Protocol):
 
     def encode(self, index: int, alpha: float | None = None) -> Any:
         """An action that stands for a choice, and for the alpha nearest to the given one where actions say it."""
+
+    def own(self, action: Any) -> Any:
+        """A copy of an action in the space's type, which stands for the same."""
 
     def mask(self, allowed: Mask) -> Mask:
         """What ``env.action_masks()`` returns, from which choices are allowed."""
@@ -47,11 +55,15 @@ class DiscreteActions:
 
     def decode(self, action: Any) -> int:
         """:param action: integer in [0, choices * alphas)"""
-        return int(action) // self._per_choice
+        return self.own(action) // self._per_choice
 
     def alpha(self, action: Any) -> float | None:
         """See ``ActionCodec``."""
-        return self.alphas[int(action) % self._per_choice] if self.alphas else None
+        return self.alphas[self.own(action) % self._per_choice] if self.alphas else None
+
+    def own(self, action: Any) -> int:
+        """See ``ActionCodec``."""
+        return _whole(action, len(self.choices) * self._per_choice)
 
     def encode(self, index: int, alpha: float | None = None) -> int:
         """The index itself where there are no alphas."""
@@ -104,7 +116,11 @@ class MultiDiscreteActions(_FactoredActions):
         self.space: spaces.Space[Any] = spaces.MultiDiscrete(list(self.counts))
 
     def _indices(self, action: Any) -> list[int]:
-        return [int(i) for i in action]
+        return [_whole(i, n) for i, n in zip(_numbers(action, self.counts), self.counts, strict=True)]
+
+    def own(self, action: Any) -> NDArray[np.int64]:
+        """See ``ActionCodec``."""
+        return np.array(self._indices(action), dtype=np.int64)
 
     def encode(self, index: int, alpha: float | None = None) -> NDArray[np.int64]:
         """The indices of a choice."""
@@ -126,13 +142,48 @@ class ContinuousActions(_FactoredActions):
         self.space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (len(self.counts),), np.float32)
 
     def _indices(self, action: Any) -> list[int]:
-        unit = (np.nan_to_num(np.asarray(action, dtype=np.float64)).clip(-1, 1) + 1) / 2
+        unit = (self._cut(action) + 1) / 2
         return [min(int(u * n), n - 1) for u, n in zip(unit, self.counts, strict=True)]
+
+    def _cut(self, action: Any) -> NDArray[np.float64]:
+        try:
+            numbers = np.array([float(number) for number in _numbers(action, self.counts)])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Action {action!r} is no action here: give {len(self.counts)} numbers.") from error
+        return np.nan_to_num(numbers).clip(-1, 1)
+
+    def own(self, action: Any) -> NDArray[np.float32]:
+        """See ``ActionCodec``."""
+        return self._cut(action).astype(np.float32)
 
     def encode(self, index: int, alpha: float | None = None) -> NDArray[np.float32]:
         """The middle of a choice's intervals."""
         at = self._places(index, alpha)
         return np.array([2 * (i + 0.5) / n - 1 for i, n in zip(at, self.counts, strict=True)], dtype=np.float32)
+
+
+def _whole(number: Any, count: int) -> int:
+    """An index below ``count``, of any integer type.
+
+    :raises InputError: if it is none
+    """
+    try:
+        index = operator.index(number)
+    except TypeError:
+        index = -1
+    if not 0 <= index < count:
+        raise InputError(f"Action {number!r} is no action here: give a whole number from 0 to {count - 1}.")
+    return index
+
+
+def _numbers(action: Any, counts: Sequence[int]) -> Sequence[Any]:
+    """The numbers of an action, one for each of ``counts``.
+
+    :raises InputError: if there are more or fewer
+    """
+    if np.shape(action) != (len(counts),):
+        raise InputError(f"Action {action!r} is no action here: give {len(counts)} numbers.")
+    return list(action)
 
 
 def _nearest(alphas: tuple[float, ...], alpha: float | None) -> int:

@@ -323,7 +323,7 @@ class HSQEnv(gym.Env[Observation, Any]):
 
     def _executed_action(self, action: Any, executed: int) -> Any:
         asked = self.actions.decode(action) == executed
-        return action if asked else self.actions.encode(executed, self.actions.alpha(action))
+        return self.actions.own(action) if asked else self.actions.encode(executed, self.actions.alpha(action))
 
     def _look_up(self, choice: Choice, alpha: float) -> Outcome | None:
         """What the same choices led to before: here, which costs nothing, or where others have measured them."""
@@ -460,7 +460,7 @@ class HSQEnv(gym.Env[Observation, Any]):
             )
         spent = sum(int(self.costs[layer, choice]) for layer, choice in enumerate(state.executed))
         budget, at = self.budgets[state.target_ratio], len(state.executed)
-        if at < len(self.layers) and not budget.mask(at, spent).any():
+        if not (budget.mask(at, spent).any() if at < len(self.layers) else spent <= budget.limit):
             raise InputError("This state has spent more than the budget allows: give one of an equal environment.")
         made = [Decision(self.choices[i], a) for i, a in zip(state.executed, state.alphas, strict=True)]
         self.compressor.load_policy(state.policy)

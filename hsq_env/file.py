@@ -44,7 +44,7 @@ from hsq_env.choices import Choice, Plan
 from hsq_env.coding import Bytes, decode_mask, encode_mask, pack, shrink, unpack
 from hsq_env.layers import CompressedLayer, make_compressible
 from hsq_env.parts import JOINED, CodedParts, HsqHeader, LayerEntry, Parts, PlainParts, header_from
-from hsq_env.quantizers import ActivationRange, weight_levels
+from hsq_env.quantizers import ActivationRange, storable_bias, weight_levels
 from hsq_env.size import encoding, survivors
 from hsq_env.student import Student
 
@@ -90,7 +90,7 @@ def _content(student: Student) -> _Content:
         assert layer.codes is not None
         own = layer.codes.cpu().numpy().astype(np.int16) - weight_levels(choice).low
         scale = layer.scale().detach().to(torch.bfloat16)
-        bias = None if layer.bias is None else layer.bias.detach().half()
+        bias = None if layer.bias is None else storable_bias(layer.bias)
         unread = dead.get(info.name, [])
         own[unread] = -weight_levels(choice).low  # nobody reads them, and what is always the same takes no bytes
         scale[unread] = 1.0
@@ -288,13 +288,20 @@ def _is_masked(entry: LayerEntry, pattern: str) -> bool:
     return choice is not None and encoding(entry.shape, choice, pattern).kind != "dense"
 
 
+def _finite(values: Tensor, kind: str, entry: LayerEntry) -> Tensor:
+    """:raises InputError: if one is no number"""
+    if not bool(values.isfinite().all()):
+        raise InputError(f"has impossible {kind} in '{entry.name}'")
+    return values
+
+
 @torch.no_grad()
 def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, parts: Parts) -> None:
     count, channels = math.prod(entry.shape), entry.shape[0]
     if entry.choice is None:
-        layer.weight.copy_(parts.take("floats", count).reshape(entry.shape))
+        layer.weight.copy_(_finite(parts.take("floats", count), "weights", entry).reshape(entry.shape))
         if layer.bias is not None:
-            layer.bias.copy_(parts.take("floats", channels))
+            layer.bias.copy_(_finite(parts.take("floats", channels), "biases", entry))
         return
     choice, coded = entry.choice, encoding(entry.shape, entry.choice, pattern)
     levels = weight_levels(choice)
@@ -310,9 +317,11 @@ def _load_layer(layer: CompressedLayer, entry: LayerEntry, pattern: str, parts: 
         full = np.zeros(count, np.int64)
         full[mask] = codes
         codes = full
-    scale = parts.take("scales", channels).float()
+    scale = _finite(parts.take("scales", channels).float(), "scales", entry)
+    if not bool((scale > 0).all()):
+        raise InputError(f"has impossible scales in '{entry.name}'")
     if layer.bias is not None:
-        layer.bias.copy_(parts.take("biases", channels).float())
+        layer.bias.copy_(_finite(parts.take("biases", channels).float(), "biases", entry))
     activations = []
     for factor, zero_point in parts.take("ranges", 2 * entry.ranges).reshape(-1, 2).tolist():
         assert entry.activation_bits is not None

@@ -78,15 +78,24 @@ def akd_loss_and_divergence(
     teacher: Sequence[Distilled],
     weigh: Weigh | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same and its KL part.
+    """The same and its KL part without weights.
+
+    Weights say where to look and not how much to distill: the weighted KL part is brought to the size of the other.
 
     :param weigh: gives the weights of the places in the KL part, see ``AKD.terms``; all alike when None
     """
     distilled = task.distilled(outputs)
     weights = None if weigh is None else weigh(outputs, batch, distilled, teacher)
-    divergence = criterion.loss(distilled, teacher, weights)
-    loss = (1 - alpha) * divergence
+    divergence = criterion.loss(distilled, teacher)
+    weighted = divergence if weights is None else _as_large(criterion.loss(distilled, teacher, weights), divergence)
+    loss = (1 - alpha) * weighted
     return (loss + alpha * task.task_loss(outputs, batch) if alpha else loss), divergence.detach()
+
+
+def _as_large(loss: Tensor, other: Tensor) -> Tensor:
+    """``loss`` with the value of ``other`` and a gradient in proportion; as it is where one of them is 0."""
+    factor = (other / loss).detach()
+    return loss * torch.where(factor.isfinite() & (factor > 0), factor, torch.ones_like(factor))
 
 
 def float32_outputs(forward: Callable[[], State], device: torch.device, bfloat16: bool) -> State:

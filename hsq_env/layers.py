@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from hsq_env.choices import Choice
 from hsq_env.pruning import channel_mask, magnitude_mask
-from hsq_env.quantizers import ActivationRange, best_scale, dequantize, fake_quantize, quantize, storable, weight_levels
+from hsq_env.quantizers import (
+    ActivationRange,
+    best_scale,
+    dequantize,
+    fake_quantize,
+    quantize,
+    storable,
+    storable_bias,
+    weight_levels,
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ class CompressedLayer(nn.Module):
 
     def _set_stored(self, weight: Tensor) -> None:
         self.stored_weight = weight if self.mask is None else weight.masked_fill(~self.mask, 0.0)
-        self.stored_bias = None if self.bias is None else self.bias.detach().half().float()
+        self.stored_bias = None if self.bias is None else storable_bias(self.bias).float()
 
     @torch.no_grad()
     def load_stored(

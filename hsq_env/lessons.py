@@ -32,6 +32,7 @@ class Begun:
     :param batch: whose places are weighed
     :param expected: the teacher's outputs
     :param own: gradients of the batch's loss
+    :param weights: of all parameters, with which ``before`` was found; as they are when empty
     """
 
     draw: Draw
@@ -39,6 +40,7 @@ class Begun:
     batch: Batch
     expected: Sequence[Distilled]
     own: Gradients = ()
+    weights: Sequence[Tensor] = ()
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -86,7 +88,10 @@ class LessonsInPassing:
         if self._waiting is not None:
             held_back = [p.grad for p in parameters_of(optimizer)]
             self._spark.learn(end(self._waiting, self._student, self._spark, optimizer, self._forward, held_back))
-        self._waiting = None if self._begun is None else replace(self._begun, own=gradients_of(optimizer))
+        self._waiting = None
+        if self._begun is not None:
+            weights = [p.detach().clone() for p in parameters_of(optimizer)]
+            self._waiting = replace(self._begun, own=gradients_of(optimizer), weights=weights)
         self._begun = None
 
 
@@ -101,6 +106,8 @@ def end(
 ) -> Lesson:
     """Take a step along ``grad(h) - r u``, see ``hsq_env.distillation.spark``, look at every place, and take it back.
 
+    The step begins where ``before`` was found: what the optimizer has done since is no merit of any place.
+
     :param optimizer: Adam, whose learning rates and second moments say what a step is
     :param held_back: gradients of the held-back loss h
     """
@@ -108,9 +115,8 @@ def end(
     paces = _paces(optimizer)
     directions = _apart(held_back, begun.own or [None] * len(parameters), paces, spark)
     originals = [p.clone() for p in parameters]
-    for p, direction, pace in zip(parameters, directions, paces, strict=True):
-        if direction is not None:
-            p -= pace * direction
+    for p, start, direction, pace in zip(parameters, begun.weights or originals, directions, paces, strict=True):
+        p.copy_(start if direction is None else start - pace * direction)
     outputs = student.task.distilled(forward(begun.batch))
     after = cell_losses(spark.criterion, outputs, begun.expected, spark.grid)
     for p, original in zip(parameters, originals, strict=True):

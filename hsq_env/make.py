@@ -80,6 +80,10 @@ def make_restoration_env(
     return HSQEnv(made, **rest)
 
 
+# what ``gymnasium.make`` looks at when it is asked for lists of pictures, or for a window
+make_detection_env.metadata = make_restoration_env.metadata = HSQEnv.metadata  # type: ignore[attr-defined]
+
+
 def make_task(
     dataset: str | Path | None = None,
     teacher: str | Path | None = None,

@@ -82,6 +82,12 @@ def storable(scale: Tensor) -> Tensor:
     return rounded + (scale - scale.detach())  # adds exactly zero
 
 
+def storable_bias(bias: Tensor) -> Tensor:
+    """``bias`` as the file holds it: float16, cut at its largest number."""
+    most = torch.finfo(torch.float16).max
+    return bias.detach().clamp(-most, most).half()
+
+
 def best_scale(weight: Tensor, mask: Tensor | None, levels: Levels, bits: int) -> Tensor:
     """The scale per output channel with the least squared error over the surviving weights.
 

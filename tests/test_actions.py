@@ -1,9 +1,12 @@
 """Action spaces: what an action means, and how a choice is said back."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+from detectors.errors import InputError
 from hsq_env.actions import ACTION_SPACES, ALPHAS
 from hsq_env.choices import BITS, SPARSITIES, Choice, choice_grid
 
@@ -132,3 +135,40 @@ def test_masks_leave_every_alpha() -> None:
     for name in ("multi_discrete", "continuous"):
         mask = ACTION_SPACES[name](BITS, SPARSITIES, ALPHAS).mask(allowed)
         assert mask.tolist() == [True, True, False, True, True, False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("discrete", -1),
+        ("discrete", 12),
+        ("discrete", 3.7),
+        ("discrete", "3"),
+        ("discrete", [3]),
+        ("multi_discrete", [0, 7]),
+        ("multi_discrete", [-1, 0]),
+        ("multi_discrete", [1]),
+        ("multi_discrete", [0.5, 1]),
+        ("multi_discrete", 1),
+        ("continuous", [0.0]),
+        ("continuous", 0.0),
+        ("continuous", ["a", "b"]),
+    ],
+)
+def test_what_is_no_action_is_refused(name: str, action: Any) -> None:
+    codec = ACTION_SPACES[name](BITS, SPARSITIES)
+    for asked in (codec.decode, codec.own):
+        with pytest.raises(InputError, match="is no action here: give"):
+            asked(action)
+
+
+def test_an_action_of_ones_own_is_a_copy_in_the_spaces_type() -> None:
+    for name, given, kept in (
+        ("discrete", np.int64(5), 5),
+        ("multi_discrete", np.array([1, 2], np.int32), [1, 2]),
+        ("continuous", np.array([0.25, -3.0]), [0.25, -1.0]),
+    ):
+        codec = ACTION_SPACES[name](BITS, SPARSITIES)
+        own = codec.own(given)
+        assert codec.space.contains(np.int64(own) if name == "discrete" else own)
+        assert own is not given and np.array_equal(own, kept)

@@ -73,3 +73,12 @@ def test_continuous_agents_store_what_was_executed(algo: str, tiny: TinyTask) ->
     stored = agent.replay_buffer.actions[: len(env.layers), 0]  # type: ignore[attr-defined]
     spent = sum(env.sizes[k, env.actions.decode(action)] for k, action in enumerate(stored))
     assert env.teacher_bytes / (spent + env.fixed_bytes) >= 10.0  # random actions alone stay below
+
+
+@pytest.mark.parametrize("name", ["dqn", "qrdqn"])
+def test_returns_of_several_steps_are_discounted_as_the_agent_is(tiny: TinyTask, name: str) -> None:
+    env = HSQEnv(tiny, target_ratio=6.0, step_minibatches=0)
+    for given, gamma in ({}, 1.0), ({"gamma": 0.9}, 0.9):
+        agent: Any = make_agent(name, env, **given)
+        assert agent.gamma == agent.replay_buffer.gamma == gamma and agent.replay_buffer.n_steps == 4
+    assert ALGORITHMS[name].hyperparameters["replay_buffer_kwargs"]["gamma"] == 1.0

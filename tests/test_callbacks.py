@@ -15,6 +15,7 @@ from agents.callbacks import EpisodeRecorder
 from agents.episode import Episode
 from agents.evaluation_budget import EvaluationBudget
 from agents.pretrain import PretrainOnReplay
+from agents.rollout import seed_replay
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 
@@ -152,3 +153,42 @@ def test_a_dqn_starts_from_the_seeds(tiny: TinyTask) -> None:
     found: list[list[int]] = []
     agent.learn(1, callback=Greedy())
     assert found[0] == actions
+
+
+def test_a_margin_is_of_the_seeds_alone(tiny: TinyTask) -> None:
+    """What an agent tried before, which a replay that it goes on with holds, is no example."""
+    env = HSQEnv(tiny, target_ratio=6.0, step_minibatches=0)
+    agent: Any = make_agent("dqn", env, seed=0)
+    rng = np.random.default_rng(0)
+    tried: list[Any] = []
+    actions = [8, 5, 4, 6, 4, 9, 1]
+    for choices in ([int(a) for a in rng.integers(0, 12, 7)] for _ in range(30)):
+        tried += steps_of(env, choices)
+    seed_replay(agent, tried)
+    seeds = steps_of(env, actions)
+    (pretraining,) = seed_replay(agent, seeds)
+    agent.learn(1, callback=pretraining)
+    seen = np.array([observation for observation, *_ in seeds])
+    assert agent.predict(seen, deterministic=True)[0].tolist() == actions
+
+
+def steps_of(env: HSQEnv, choices: list[int]) -> list[Any]:
+    observation, _ = env.reset()
+    steps = []
+    for choice in choices:
+        following, reward, ended, _, info = env.step(choice)
+        steps.append((observation, following, info["executed_action"], float(reward), ended, info))
+        observation = following
+    return steps
+
+
+def test_a_spent_worker_takes_no_others_episode_along(tiny: TinyTask) -> None:
+    """Both end in one step, one for lack of evaluations and one with a plan."""
+    limits = iter([6, 7])
+    both = DummyVecEnv(
+        [lambda: EvaluationBudget(HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, table_megabytes=0), next(limits))]
+        * 2
+    )
+    agent, episodes = make_agent("dqn", both, seed=0), []  # type: ignore[var-annotated]
+    agent.learn(1000, callback=EpisodeRecorder("dqn", lambda e, _: episodes.append(e)))
+    assert len(episodes) == 1

@@ -217,8 +217,16 @@ def test_attention_is_a_map_of_mean_1_that_is_high_where_features_are_active() -
     teacher[0, :, 1, 2] = 4.0
     mask = spatial_attention(torch.zeros_like(teacher), teacher)
     assert mask.mean(dim=(1, 2)).tolist() == pytest.approx([1.0, 1.0])
-    assert mask[0].argmax() == 1 * 5 + 2 and mask[0, 1, 2] == pytest.approx(20 * np.exp(4) / (np.exp(4) + 19), rel=1e-5)
+    peak = np.exp(20 / 0.5)  # 20 places share the mean activity, and one has all of it
+    assert mask[0].argmax() == 1 * 5 + 2 and mask[0, 1, 2] == pytest.approx(20 * peak / (peak + 19), rel=1e-5)
     assert mask[1].eq(1).all()
+
+
+def test_attention_does_not_depend_on_how_large_features_are() -> None:
+    student, teacher = (draw(seed, 2, 3, 4, 5) for seed in (90, 91))
+    mask = spatial_attention(student, teacher)
+    torch.testing.assert_close(spatial_attention(100 * student, 100 * teacher), mask)
+    assert 1 < mask.max() < 4
 
 
 def test_attention_weighs_features_alone() -> None:

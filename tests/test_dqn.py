@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.dqn.policies import QNetwork
 from tiny_task import TinyTask
 
 from agents.algorithms import make_agent
 from agents.dqn import MaskedDQN, MaskedQNetwork
+from agents.evaluation_budget import EvaluationBudget
 from agents.masked import FORBIDDEN
+from agents.rollout import train_agent
+from agents.search_log import SearchLog
+from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 
 Array = NDArray[np.float32]
@@ -223,3 +229,42 @@ def test_the_same_seed_learns_the_same(env: HSQEnv) -> None:
         with torch.no_grad():
             made.append(agent.policy.q_net(torch.from_numpy(seen)))  # type: ignore[operator]
     assert torch.equal(*made)
+
+
+def test_observations_without_a_mask_are_told_of(env: HSQEnv) -> None:
+    """Normalized, a mask of ones is one of zeros."""
+    normalized = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False)
+    agent = make_agent("dqn", normalized, learning_starts=0, exploration_initial_eps=1.0)
+    with pytest.raises(InputError, match=r"last 12 numbers.*VecNormalize"):
+        agent.learn(3)
+
+
+def test_actions_of_another_space_are_told_of(tiny: TinyTask) -> None:
+    inner = HSQEnv(tiny, action_space="continuous", target_ratio=6.0, step_minibatches=0)
+    rescaled = gym.wrappers.RescaleAction(inner, np.float32(0.0), np.float32(1.0))  # type: ignore[var-annotated]
+    agent = make_agent("sac", rescaled, seed=0, learning_starts=100)
+    with pytest.raises(InputError, match="RescaleAction"):
+        agent.learn(20)
+
+
+@pytest.mark.parametrize("limits", [{"episodes": 4}, {"episodes": None, "evaluations": 28}])
+def test_exploration_falls_with_the_share_that_is_done(tiny: TinyTask, limits: dict[str, Any]) -> None:
+    """However long an agent of Stable-Baselines3 is told that it has."""
+    rates: list[float] = []
+
+    class Rates(BaseCallback):
+        gives_up_episodes = True
+
+        def _on_step(self) -> bool:
+            rates.append(self.model.exploration_rate)  # type: ignore[attr-defined]
+            return True
+
+    env = EvaluationBudget(
+        HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, table_megabytes=0), limits.get("evaluations")
+    )
+    agent = make_agent("dqn", env, exploration_initial_eps=0.5, exploration_final_eps=0.1, exploration_fraction=0.5)
+    log = SearchLog(lambda line: None)
+    train_agent(agent, 7, "dqn", log, limits["episodes"], None, [Rates()], evaluations=limits.get("evaluations"))
+    rates[0] = 0.5  # SB3 sets it at the first step
+    assert len(rates) >= 28 and np.diff(rates).max() < 1e-9
+    assert rates[7] == pytest.approx(0.3, abs=0.03) and rates[15:28] == pytest.approx([0.1] * 13)

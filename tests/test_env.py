@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -452,3 +453,29 @@ def test_render_as_pixels(tiny: TinyTask) -> None:
 def test_render_without_a_mode_says_so(env: HSQEnv) -> None:
     with pytest.warns(UserWarning, match="render_mode"):
         assert env.render() is None
+
+
+@pytest.mark.parametrize(("space", "action"), [("discrete", 12), ("multi_discrete", [0, 9]), ("continuous", [0.0])])
+def test_what_is_no_action_leaves_everything_as_it_was(tiny: TinyTask, space: str, action: Any) -> None:
+    env = HSQEnv(tiny, action_space=space, step_minibatches=0)
+    env.reset()
+    with pytest.raises(InputError, match="is no action here"):
+        env.step(action)
+    assert env.index == 0 and env.steps_taken == (0, 0)
+    env.step(env.actions.encode(3))
+
+
+def test_a_finished_plan_above_the_budget_is_no_state(tiny: TinyTask) -> None:
+    generous, strict = (HSQEnv(tiny, target_ratio=ratio, step_minibatches=0) for ratio in (3.5, 11.0))
+    episode(generous, [8] * 7)
+    state = replace(generous.get_state(), target_ratio=11.0)
+    with pytest.raises(InputError, match="more than the budget allows"):
+        strict.set_state(state)
+
+
+def test_lists_of_pictures_can_be_asked_for(tiny: TinyTask) -> None:
+    made = gym.make("HSQ-ResNet50-v0", task=tiny, step_minibatches=0, render_mode="rgb_array_list")
+    made.reset()
+    made.step(4)
+    pictures: Any = made.render()
+    assert len(pictures) == 2 and pictures[0].shape[2] == 3

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable
@@ -487,3 +488,40 @@ def test_a_full_disk_leaves_the_old_file(
         save_hsq(other, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == ["model.hsq"]
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["version 1", "version 2"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
+def test_a_scale_that_cannot_be(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path, coded: bool, value: float
+) -> None:
+    made = Student(tiny, infos)
+    made.apply(random_plan(infos, 0))
+    layer: Any = made.layers[2]
+    layer.scale = lambda: torch.full((len(layer.weight),), value)
+    (tmp_path / "model.hsq").write_bytes(student_bytes(made, coded))
+    assert f"impossible scales in '{infos[2].name}'" in refusal(tmp_path / "model.hsq", TinyNet().requires_grad_(False))
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_bias_that_is_no_number(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path, chosen: bool) -> None:
+    made = Student(tiny, infos)
+    if chosen:
+        made.apply(random_plan(infos, 0))
+    with torch.no_grad():
+        made.layers[2].bias[0] = math.nan  # type: ignore[index]
+    (tmp_path / "model.hsq").write_bytes(student_bytes(made))
+    assert f"impossible biases in '{infos[2].name}'" in refusal(tmp_path / "model.hsq", TinyNet().requires_grad_(False))
+
+
+def test_a_bias_too_large_for_the_file_is_cut(tiny: TinyTask, infos: tuple[LayerInfo, ...], tmp_path: Path) -> None:
+    made = Student(tiny, infos)
+    made.apply(random_plan(infos, 0))
+    with torch.no_grad():
+        made.layers[2].bias[:2] = torch.tensor([7e4, -7e4])  # type: ignore[index]
+    made.layers[2].store()
+    (tmp_path / "model.hsq").write_bytes(student_bytes(made))
+    model = TinyNet().requires_grad_(False)
+    load_hsq(tmp_path / "model.hsq", model)
+    loaded: Any = model.get_submodule(infos[2].name)
+    assert loaded.stored_bias[:2].tolist() == made.layers[2].stored_bias[:2].tolist() == [65504.0, -65504.0]  # type: ignore[index]

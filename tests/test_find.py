@@ -139,7 +139,8 @@ def test_every_agent_finds_plans_within_its_evaluations(tiny: TinyTask, name: st
     explorer = search_with(name, episodes=None, evaluations=24, warm_start=("ilp",), arguments=arguments)
     env, log = explore(tiny, explorer, table_megabytes=0)
     check_plans(tiny, log)
-    assert [episode.source for episode in log.episodes] == ["ilp", name, name]
+    first = name if ALGORITHMS[name].as_published else "ilp"  # which learns from its own episodes alone
+    assert [episode.source for episode in log.episodes] == [first, name, name]
     assert env.evaluations == 24
 
 

@@ -356,3 +356,41 @@ def test_ranges_are_learned_where_asked_for_and_written_with_the_file(tiny: Tiny
     load_hsq(tmp_path / "model.hsq", model)
     images = tiny.evaluation("test")[0].images
     assert torch.equal(outputs(tiny, model, images)["logits"], student_logits(students[1]))
+
+
+def test_a_gradient_that_is_no_number_is_noticed_in_the_last_step_too(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...]
+) -> None:
+    student = Student(tiny, infos)
+    student.apply(random_plan(infos, 0))
+    steps: list[int] = []
+
+    def on_step(step: int) -> None:
+        steps.append(step)
+        if step == 4:
+            parameter = next(p for p in student.model.parameters() if p.requires_grad)
+            parameter.register_hook(lambda gradient: gradient * float("nan"))
+
+    assert not finetune_all(student, 5, on_step=on_step)
+    assert steps == [0, 1, 2, 3, 4]
+    assert all(p.isfinite().all() for p in student.model.parameters())
+
+
+def test_weights_of_places_say_where_and_not_how_much(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
+    """The loss is that of uniform distillation, its gradient in proportion to the weighted one."""
+    batch, criterion = tiny.finetuning()[0], AKD()
+    outputs = Student(tiny, infos).outputs(batch)
+    noise = torch.randn(outputs["features"].shape, generator=torch.Generator().manual_seed(0))
+    features = (outputs["features"] + noise).requires_grad_(True)
+    state, expected = {**outputs, "features": features}, tiny.distilled(outputs)
+    weights = torch.linspace(0.1, 1.9, 64).reshape(1, 8, 8).repeat(len(batch.images), 1, 1)
+    plain = criterion.loss(tiny.distilled(state), expected)
+    heavy = criterion.loss(tiny.distilled(state), expected, weights)
+    loss, divergence = akd_loss_and_divergence(
+        tiny, criterion, 0.25, state, batch, expected, lambda *arguments: weights
+    )
+    assert divergence == plain and heavy != plain
+    assert loss.item() == pytest.approx(0.75 * plain.item() + 0.25 * tiny.task_loss(state, batch).item(), rel=1e-5)
+    alone = akd_loss_and_divergence(tiny, criterion, 0.0, state, batch, expected, lambda *arguments: weights)[0]
+    wanted = torch.autograd.grad(heavy, features)[0] * (plain / heavy).item()
+    torch.testing.assert_close(torch.autograd.grad(alone, features)[0], wanted)

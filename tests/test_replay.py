@@ -33,7 +33,11 @@ def test_what_is_written_is_read(tiny: TinyTask, tmp_path: Path) -> None:
     path.write_bytes(replay_bytes(agent.replay_buffer))
     other: Any = make_agent("dqn", HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, sensitivities=NONE))
     assert fill_replay(other.replay_buffer, path) == 10
-    assert steps_of(other.replay_buffer) == steps_of(agent.replay_buffer)
+    *before, last = steps_of(agent.replay_buffer)
+    assert steps_of(other.replay_buffer)[:-1] == before
+    end = [ARRAYS.index(name) for name in ("dones", "timeouts")]  # of the episode that was going on: nothing follows it
+    ended = [[1.0] if i in end else value for i, value in enumerate(last)]
+    assert [last[i] for i in end] == [[0.0], [0.0]] and steps_of(other.replay_buffer)[-1] == ended
     assert (other.replay_buffer.pos, other.replay_buffer.full) == (10, False)
     other.learn(3)  # goes on behind them
     assert other.replay_buffer.size() == 13
@@ -85,3 +89,20 @@ def test_another_problem_is_refused(tiny: TinyTask, tmp_path: Path) -> None:
     other: Any = make_agent("dqn", HSQEnv(tiny, bits=(4, 8), step_minibatches=0, sensitivities=np.zeros((7, 8))))
     with pytest.raises(InputError, match=r"observations of shape \(52,\) where this search has \(44,\)"):
         fill_replay(other.replay_buffer, path)
+
+
+def test_workers_episodes_follow_each_other(tiny: TinyTask, tmp_path: Path) -> None:
+    """Step by step, with an end behind each worker's last."""
+    make = [lambda: HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, sensitivities=NONE)] * 2
+    both: Any = make_agent("dqn", DummyVecEnv(make), seed=1, exploration_initial_eps=1.0)  # type: ignore[arg-type]
+    both.learn(20)
+    path = tmp_path / "replay.npz"
+    path.write_bytes(replay_bytes(both.replay_buffer))
+    other: Any = make_agent("dqn", make[0]())
+    assert fill_replay(other.replay_buffer, path) == 20
+    buffer = other.replay_buffer
+    for row in range(19):
+        if not buffer.dones[row, 0]:
+            assert np.array_equal(buffer.next_observations[row], buffer.observations[row + 1])
+    assert np.flatnonzero(buffer.dones[:20, 0]).tolist() == [6, 9, 16, 19]
+    assert np.flatnonzero(buffer.timeouts[:20, 0]).tolist() == [9, 19]

@@ -208,6 +208,23 @@ def test_lessons_in_passing_know_their_own_gradient(tiny: TinyTask, monkeypatch:
         assert not all(torch.equal(u, h) for u, h in zip(own, held_back, strict=True))
 
 
+def test_lessons_in_passing_step_from_where_losses_were_found(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the optimizer has done since is no merit of any place."""
+    differences: list[float] = []
+
+    def spied(begun: Begun, student: Student, spark: Spark, optimizer: Any, forward: Any, held_back: Any) -> Any:
+        nowhere = [None] * len(held_back)  # a step of no length
+        for weights in (begun.weights, ()):
+            found = end(replace(begun, own=(), weights=weights), student, spark, optimizer, forward, nowhere)
+            differences.append((found.after - begun.before).abs().max().item())
+        return end(begun, student, spark, optimizer, forward, held_back)
+
+    monkeypatch.setattr(lessons, "end", spied)
+    tuned(tiny, Spark(every=2), 3)
+    stood, went = differences
+    assert stood < 1e-7 < 1e-6 < went
+
+
 def test_the_common_share_is_a_running_mean_between_none_and_all() -> None:
     spark = Spark()
     assert spark.common_share(float("nan")) == 0.0

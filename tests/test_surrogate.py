@@ -28,6 +28,7 @@ from agents.surrogate import (
     practice_env,
 )
 from hsq_env.env import HSQEnv
+from hsq_env.self_evaluation import SelfEvaluation
 
 LAYERS, CHOICES = 5, 4
 
@@ -364,3 +365,63 @@ def test_a_search_with_a_surrogate_keeps_its_budget(tiny: TinyTask) -> None:
     Explorer("dqn", episodes=None, evaluations=40).run(env, log)
     assert 35 <= env.evaluations <= 40
     assert min(e.divergence for e in log.episodes) <= log.episodes[0].divergence
+
+
+def greedy_return(agent: Any, env: HSQEnv, model: DamageModel) -> float:
+    """Of the agent in the model, as the model believes."""
+    practice = practice_env(env, model)
+    observation, _ = practice.reset()
+    total, ended = 0.0, False
+    while not ended:
+        action, _ = agent.predict(observation, deterministic=True)
+        observation, reward, ended, _, _ = practice.step(action)
+        total += float(reward)
+    return total
+
+
+def test_practice_does_not_unlearn_the_best_plan(tiny: TinyTask) -> None:
+    """And the target network follows it, which Stable-Baselines3 does by steps of the environment alone."""
+    env = make(tiny, target_ratio=9.0)
+    planner = played(env, [4] * 7)
+    agent: Any = make_agent("dqn", ReturnToBest(KeepBest(env), seed=0), seed=0)
+    target = {name: tensor.clone() for name, tensor in agent.q_net_target.state_dict().items()}
+    dyna = Dyna(planner, first=100, each=0, proposals=1.0)
+    agent.learn(1, callback=dyna)
+    assert any((agent.q_net_target.state_dict()[name] != tensor).any() for name, tensor in target.items())
+    practice = practice_env(env, planner.model)
+    practice.reset()
+    best = sum(float(practice.step(choice)[1]) for choice in planner.best[9.0].choices)
+    assert greedy_return(agent, env, planner.model) >= best - 1e-6
+
+
+def test_noise_explores_in_practice_too(tiny: TinyTask) -> None:
+    env = make(tiny, target_ratio=9.0, action_space="continuous")
+    agent: Any = make_agent("td3", ReturnToBest(KeepBest(env), seed=0), seed=0, policy_kwargs={"net_arch": [16]})
+    dyna = Dyna(played(env, [4] * 7), first=0, each=0)
+    dyna.init_callback(agent)
+    observation, _ = env.reset()
+    drawn = np.array([dyna._explored(observation) for _ in range(20)])
+    assert len(np.unique(drawn, axis=0)) > 10 and abs(drawn).max() <= 1
+
+
+def test_where_another_reward_counts_nobody_practises(tiny: TinyTask) -> None:
+    """The model knows no accuracy: what it would say of one is a guess."""
+    env = make(tiny, target_ratio=9.0)
+    env.reward = "paper"
+    agent: Any = make_agent("dqn", ReturnToBest(KeepBest(env), seed=0))
+    dyna = Dyna(played(env, [4] * 7), first=3, each=2)
+    agent.learn(8, callback=dyna)
+    assert dyna.practised == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "surrogate"),
+    [({"target_ratio": 9.0}, True), ({"target_ratio": [6.0, 9.0]}, True), ({"target_ratio": None}, False)],
+)
+def test_a_surrogate_needs_a_budget(tiny: TinyTask, settings: dict[str, Any], surrogate: bool) -> None:
+    env = make(tiny, **settings)
+    loop = SelfEvaluation(0.9, 9.0)
+    assert Explorer("dqn").has_surrogate(env) is surrogate
+    assert not Explorer("dqn", self_evaluation=loop).has_surrogate(env)
+    for other in (Explorer("ppo"), Explorer("haq"), Explorer("ilp"), Explorer("dqn", warm_start=())):
+        assert not other.has_surrogate(env)

@@ -35,7 +35,8 @@ def test_a_policy_is_trained_saved_loaded_and_evaluated(
     observation, _ = env.reset()
     total, done = 0.0, False
     while not done:
-        action, _ = policy.predict(observation, deterministic=True)
+        masks = {"action_masks": env.get_wrapper_attr("action_masks")()} if algo == "maskable_ppo" else {}
+        action, _ = policy.predict(observation, deterministic=True, **masks)
         observation, reward, done, _, info = env.step(action)
         total += float(reward)
     assert mean == pytest.approx(total, abs=1e-5)

@@ -68,7 +68,11 @@ def fast(honest: Path, photos: Path) -> Path:
     folder, teacher = honest.parent.parent, honest.parent.parent / "teacher.safetensors"
     table, channels = folder / "table.json", "--sparsity-pattern channels"
     main(["latency", "--teacher", str(teacher), *f"--size 16 16 --repeats 1 {channels} --out {table}".split()])
-    limit = 0.75 * 1000 * json.loads(table.read_text())["seconds"]["8"]
+    content = json.loads(table.read_text())
+    for row in content["layers"]:  # what a busy machine measures in one repeat may be anything
+        row["seconds"] = {c: 1e-3 * (4 if c == "32" else 1 - float(c.partition("/")[2] or 0)) for c in row["seconds"]}
+    table.write_text(json.dumps(content))
+    limit = 0.75 * sum(1000 * row["seconds"]["8"] for row in content["layers"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RestorationTask, "untreated_metric", lambda self, split: 0.0)
         patch.setenv("HSQ_CACHE", str(folder / "cache"))

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import textwrap
+import time
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -125,3 +127,43 @@ def test_a_parent_with_two_threads_can_have_workers() -> None:
         "print('done')\n"
     )
     assert done.returncode == 0 and done.stdout == "done\n", done.stderr
+
+
+def test_workers_draw_targets_of_their_own(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=[4.0, 5.0, 6.0, 7.0, 8.0], step_minibatches=0, sensitivities=np.zeros((LAYERS, 12)))
+    drawn: list[list[float]] = []
+    for _ in range(2):
+        env.reset(seed=3)
+        with workers(env, 2) as both:
+            assert isinstance(both, SubprocVecEnv)
+            drawn.append([])
+            for _ in range(6):
+                both.reset()
+                drawn[-1] += both.get_attr("target_ratio")
+    assert drawn[0] == drawn[1] and drawn[0][::2] != drawn[0][1::2]
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    script = """
+        import os, signal, time
+        import numpy as np
+        from agents.workers import LOOKS, workers
+        from hsq_env.env import HSQEnv
+        from tiny_task import TinyTask
+
+        parent = os.fork()
+        if not parent:
+            env = HSQEnv(TinyTask(), target_ratio=6.0, step_minibatches=0, sensitivities=np.zeros((7, 12)))
+            with workers(env, 2) as both:
+                both.reset()
+                print(*(process.pid for process in both.processes), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(parent, 0)
+    """
+    found = python(textwrap.dedent(script))
+    children = [int(number) for number in found.stdout.split()]
+    assert len(children) == 2
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
