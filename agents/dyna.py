@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.baselines.planner import SurrogatePlanner
+from agents.masked import ExploresAllowed
 from agents.pretrain import TARGET_SYNC, margin_step, sync_target
 from agents.rollout import Transition
 from agents.surrogate import Guess, practice_env
@@ -34,6 +35,7 @@ class Dyna(BaseCallback):
         new; the agent decides the others, which end early where they cannot win any more
     """
 
+    _trained = 0  # gradient steps
     gives_up_episodes = True  # so that steps do not tell how many episodes there have been
 
     def __init__(
@@ -52,7 +54,6 @@ class Dyna(BaseCallback):
         self._rng = np.random.default_rng(seed)
         self._practice: HSQEnv | None = None
         self._replay: Any = None
-        self._trained = 0  # gradient steps
         self._walks: list[Walk] = []
 
     def _on_training_start(self) -> None:
@@ -63,6 +64,8 @@ class Dyna(BaseCallback):
         if learns and self.planner.env.reward == "divergence":  # the model cannot tell what others look at
             self._practice = practice_env(self.planner.env, self.planner.model)
             self._replay = self._buffer(model, model.buffer_size)
+            if isinstance(model, ExploresAllowed):  # SB3 sets it at the first real step
+                model.exploration_rate = model.exploration_schedule(1.0)
             self._practise(self.first)
         for worker in range(workers):
             self._propose(worker)
@@ -133,13 +136,13 @@ class Dyna(BaseCallback):
         action, _ = model.predict(observation, deterministic=False)
         if model.action_noise is None:
             return action
-        noise = np.asarray(model.action_noise()).reshape(action.shape)
+        noise = np.asarray(model.action_noise()).reshape(-1, *action.shape)[0]  # a row for each worker
         return model.policy.unscale_action(np.clip(model.policy.scale_action(action) + noise, -1, 1))
 
     def _known(self, model: Any, env: HSQEnv) -> Any:
         """The best plans so far as steps in the model, which practice must not unlearn; None if there are none."""
         plans = {target: best.choices for target, best in self.planner.best.items() if target in env.budgets}
-        if not plans:
+        if not plans or env.actions.alphas:  # which alphas a plan was played with the model does not know
             return None
         known = self._buffer(model, len(plans) * len(env.layers) + 1)  # never full
         for target, choices in plans.items():

@@ -1,6 +1,7 @@
 """Looking for plans with an agent of any kind: a baseline, one of Stable-Baselines3's, or one's own."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -124,11 +125,12 @@ class Explorer:
     def has_surrogate(self, env: HSQEnv) -> bool:
         """Whether a model learns beside the agent: of one that learns from what others decided, and under a budget.
 
-        It needs a plan to start from. Without a budget it could not say which plans are good: it knows divergences, and
-        not what alpha and beta, or targets of the self-evaluation, make of them.
+        It needs a plan to start from. Without a budget of bytes or time it could not say which plans are good: it knows
+        divergences, and not what alpha and beta, or targets of the self-evaluation, make of them.
         """
         wanted = self.surrogate and self.returns and bool(self.begins_with)
-        return wanted and None not in env.budgets and self.merit is None
+        bounded = all(math.isfinite(budget.limit) for budget in env.budgets.values())
+        return wanted and bounded and self.merit is None
 
     def run(
         self,

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.callbacks import EpisodeRecorder
 from agents.checkpoint import Checkpoints, freeze, random_states, set_random_states, thaw
+from agents.training_progress import TrainingProgress
 from hsq_env.env import HSQEnv
 from hsq_env.standing import Standing, standing_of
 
@@ -180,6 +181,8 @@ class Callbacks(CallbackList):
         for callback in all_callbacks(self):
             if isinstance(callback, EpisodeRecorder):
                 callback.finished += episodes
+                if isinstance(callback.on_progress, TrainingProgress):
+                    callback.on_progress.finished += episodes
 
     def _on_training_start(self) -> None:
         if self.resumed is None:

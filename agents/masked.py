@@ -31,6 +31,7 @@ class ExploresAllowed(StoresExecuted):
     """
 
     exploration_rate: float
+    exploration_schedule: Any
     training_progress: TrainingProgress | None = None
     _current_progress_remaining: float
     priors: dict[int, np.ndarray] = {}
@@ -52,9 +53,6 @@ class ExploresAllowed(StoresExecuted):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """As SB3's, random actions drawn from the allowed ones, by every worker on its own."""
-        greedy, state = self.policy.predict(observation, state, episode_start, deterministic)
-        if deterministic:
-            return greedy, state
         count = int(self.action_space.n)  # type: ignore[attr-defined]
         rows = np.atleast_2d(observation)[:, -count:] > 0.5
         if not rows.any(axis=1).all():
@@ -62,6 +60,9 @@ class ExploresAllowed(StoresExecuted):
                 f"No action is allowed: this agent reads which are from an observation's last {count} numbers, 0 or 1; "
                 "leave out what changes observations (VecNormalize, NormalizeObservation)."
             )
+        greedy, state = self.policy.predict(observation, state, episode_start, deterministic)
+        if deterministic:
+            return greedy, state
         actions = np.atleast_1d(greedy).copy()
         for worker in np.flatnonzero(np.random.rand(len(rows)) < self.exploration_rate):
             layer = round(float(np.atleast_2d(observation)[worker, 0]) * max(1, self.layers - 1))

@@ -46,7 +46,7 @@ def replay_bytes(buffer: ReplayBuffer) -> bytes:
 
 
 def fill_replay(buffer: ReplayBuffer, path: Path) -> int:
-    """Put a file's steps into a buffer, the latest if there are too many.
+    """Put a file's steps into a buffer, the latest of every worker if there are too many.
 
     Every worker's column gets every step, so that a file may come from any number of workers.
 
@@ -63,6 +63,8 @@ def fill_replay(buffer: ReplayBuffer, path: Path) -> int:
             f"{path} holds observations of shape {arrays['observations'].shape[2:]} where this search has "
             f"{buffer.observations.shape[2:]}: search with the settings of that run."
         )
+    rows = max(1, buffer.buffer_size // arrays["observations"].shape[1])
+    arrays = {name: value[-rows:] for name, value in arrays.items()}
     steps = arrays["observations"].shape[0] * arrays["observations"].shape[1]
     unfinished = arrays["dones"][-1:] == 0
     for name in ("dones", "timeouts"):  # a worker's last episode went on: nothing follows it here

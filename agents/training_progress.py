@@ -16,12 +16,16 @@ class TrainingProgress:
     :param until: ``time.monotonic()`` at which it ends; None for no limit
     """
 
+    seconds: float | None = None
+    _most = 0.0
+
     def __init__(
         self, layers: int, source: str, episodes: int | None, evaluations: int | None, until: float | None
     ) -> None:
         self.layers, self.source, self.episodes, self.evaluations = layers, source, episodes, evaluations
         self.until = until
         self.seconds = None if until is None else max(until - time.monotonic(), 1e-9)
+        self._most = 0.0
         self.finished = self.measured = self.steps = 0
         self._open: ExitStack | None = None
         self._training = self._episode = Work("")
@@ -54,7 +58,8 @@ class TrainingProgress:
             (self.measured, self.evaluations),
             (passed, self.seconds),
         )
-        return max((min(done / limit, 1.0) for done, limit in limits if limit), default=0.0)
+        self._most = max([self._most, *(min(done / limit, 1.0) for done, limit in limits if limit)])
+        return self._most  # several workers' steps of an episode begin anew when one of them finishes
 
     def close(self) -> None:
         """It has ended."""

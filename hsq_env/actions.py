@@ -18,11 +18,13 @@ ALPHAS = (0.1, 0.3, 0.6, 0.9)  # that an agent may choose from
 class ActionCodec(Protocol):
     """Translates between an action space and indices into the list of choices.
 
-    Methods that take an action raise InputError for one that the space does not have.
+    Methods that take an action raise InputError for one that the space does not have, but for numbers of a continuous
+    one that lie outside, see ``ContinuousActions``.
     """
 
     space: spaces.Space[Any]
     choices: tuple[Choice, ...]
+    alphas: tuple[float, ...]
 
     def decode(self, action: Any) -> int:
         """Index of the choice that an action stands for."""
@@ -181,7 +183,11 @@ def _numbers(action: Any, counts: Sequence[int]) -> Sequence[Any]:
 
     :raises InputError: if there are more or fewer
     """
-    if np.shape(action) != (len(counts),):
+    try:
+        shape = np.shape(action)
+    except ValueError:  # ragged
+        shape = ()
+    if shape != (len(counts),):
         raise InputError(f"Action {action!r} is no action here: give {len(counts)} numbers.")
     return list(action)
 

@@ -150,6 +150,7 @@ def test_masks_leave_every_alpha() -> None:
         ("multi_discrete", [1]),
         ("multi_discrete", [0.5, 1]),
         ("multi_discrete", 1),
+        ("multi_discrete", [0, [1, 2]]),
         ("continuous", [0.0]),
         ("continuous", 0.0),
         ("continuous", ["a", "b"]),

@@ -239,6 +239,11 @@ def test_observations_without_a_mask_are_told_of(env: HSQEnv) -> None:
         agent.learn(3)
 
 
+def test_a_greedy_action_needs_a_mask_too(env: HSQEnv, agent: MaskedDQN) -> None:
+    with pytest.raises(InputError, match="No action is allowed"):
+        agent.predict(np.zeros((2, 52), np.float32), deterministic=True)
+
+
 def test_actions_of_another_space_are_told_of(tiny: TinyTask) -> None:
     inner = HSQEnv(tiny, action_space="continuous", target_ratio=6.0, step_minibatches=0)
     rescaled = gym.wrappers.RescaleAction(inner, np.float32(0.0), np.float32(1.0))  # type: ignore[var-annotated]

@@ -68,6 +68,19 @@ def test_every_worker_gets_every_step(tiny: TinyTask, tmp_path: Path) -> None:
         assert np.array_equal(both.replay_buffer.rewards[:7, worker], agent.replay_buffer.rewards[:7, 0])
 
 
+def test_the_latest_steps_of_every_worker_are_kept(tiny: TinyTask, tmp_path: Path) -> None:
+    make = [lambda: HSQEnv(tiny, target_ratio=6.0, step_minibatches=0, sensitivities=NONE)] * 2
+    both: Any = make_agent("dqn", DummyVecEnv(make), seed=1)  # type: ignore[arg-type]
+    both.learn(40)
+    path = tmp_path / "replay.npz"
+    path.write_bytes(replay_bytes(both.replay_buffer))
+    other: Any = make_agent("dqn", make[0](), buffer_size=10)
+    assert fill_replay(other.replay_buffer, path) == 10
+    for worker, rows in ((0, slice(0, 5)), (1, slice(5, 10))):
+        newest = both.replay_buffer.observations[15:20, worker]
+        assert np.array_equal(other.replay_buffer.observations[rows, 0], newest)
+
+
 def test_agents_without_a_replay_have_none(tiny: TinyTask) -> None:
     assert replay_of(make_agent("ppo", HSQEnv(tiny, step_minibatches=0, sensitivities=NONE))) is None
 

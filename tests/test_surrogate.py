@@ -1,9 +1,11 @@
 """The learned model of damages: against closed forms, and as an environment."""
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_task import TinyTask
 
 from agents.algorithms import make_agent
@@ -394,6 +396,40 @@ def test_practice_does_not_unlearn_the_best_plan(tiny: TinyTask) -> None:
     assert greedy_return(agent, env, planner.model) >= best - 1e-6
 
 
+@pytest.mark.parametrize("name", ["td3", "ddpg"])
+def test_workers_with_noise_practise(tiny: TinyTask, name: str) -> None:
+    """Stable-Baselines3 draws noise for all of them at once then."""
+    env = make(tiny, target_ratio=9.0, action_space="continuous")
+    both = DummyVecEnv([lambda i=i: ReturnToBest(KeepBest(env.fork()), seed=i) for i in range(2)])  # type: ignore[misc]
+    agent: Any = make_agent(name, both, seed=0, policy_kwargs={"net_arch": [16]})
+    dyna = Dyna(played(env, [4] * 7), first=2, each=0, gradient_steps=1)
+    agent.learn(4, callback=dyna)
+    assert dyna.practised == 2
+
+
+def test_the_first_practice_explores(tiny: TinyTask) -> None:
+    """Though Stable-Baselines3 says nothing of exploration before the first real step."""
+    env = make(tiny, target_ratio=9.0)
+    agent: Any = make_agent("dqn", ReturnToBest(KeepBest(env), seed=0), seed=0, exploration_initial_eps=0.5)
+    dyna = Dyna(played(env, [4] * 7), first=20, each=0, gradient_steps=1)
+    agent.learn(1, callback=dyna)
+    assert len(np.unique(dyna._replay.actions[:140, 0, 0].reshape(20, 7), axis=0)) > 10
+
+
+def test_examples_are_none_where_actions_say_alpha(tiny: TinyTask) -> None:
+    """Which alphas a plan was played with the model does not know."""
+    env = make(tiny, target_ratio=9.0, alpha_control="agent")
+    agent: Any = make_agent("dqn", ReturnToBest(KeepBest(env), seed=0), seed=0)
+    dyna = Dyna(played(env, [4] * 7), first=0, each=0)
+    dyna.init_callback(agent)
+    assert dyna._known(agent, practice_env(env, dyna.planner.model)) is None
+    other = make(tiny, target_ratio=9.0)
+    dyna = Dyna(played(other, [4] * 7), first=0, each=0)
+    agent = make_agent("dqn", ReturnToBest(KeepBest(other), seed=0), seed=0)
+    known = dyna._known(agent, practice_env(other, dyna.planner.model))
+    assert known.actions[:7, 0, 0].tolist() == dyna.planner.best[9.0].choices and not known.full
+
+
 def test_noise_explores_in_practice_too(tiny: TinyTask) -> None:
     env = make(tiny, target_ratio=9.0, action_space="continuous")
     agent: Any = make_agent("td3", ReturnToBest(KeepBest(env), seed=0), seed=0, policy_kwargs={"net_arch": [16]})
@@ -422,6 +458,9 @@ def test_a_surrogate_needs_a_budget(tiny: TinyTask, settings: dict[str, Any], su
     env = make(tiny, **settings)
     loop = SelfEvaluation(0.9, 9.0)
     assert Explorer("dqn").has_surrogate(env) is surrogate
+    timed = copy.copy(env)
+    timed.budgets = {None: make(tiny, target_ratio=9.0).budgets[9.0]}  # of milliseconds, beside no ratio
+    assert Explorer("dqn").has_surrogate(timed)
     assert not Explorer("dqn", self_evaluation=loop).has_surrogate(env)
     for other in (Explorer("ppo"), Explorer("haq"), Explorer("ilp"), Explorer("dqn", warm_start=())):
         assert not other.has_surrogate(env)
