@@ -49,8 +49,8 @@ from restorers.teacher import RestorerSpec, load_published
 RUNS, MAPS = RESULTS / "spark_runs.jsonl", RESULTS / "spark_maps.npz"
 SEEDS = 5
 BATCH_SIZE = 2  # of restorers: few patches in many steps train better than many in few
-PROTOCOLS = {"dncnn": 4, "edsr": 4, "detector": 3}  # raised when earlier lines must not be compared with new ones
-REVISED = {("detector", "qat_spark"): 4, ("detector", "attention"): 4}  # where other ways are as they were
+PROTOCOLS = {"qat_spark": 4, "attention": 4}  # raised when earlier lines must not be compared with new ones
+PROTOCOL = 3  # of the other ways
 METHODS = {"qat_kd": "akd", "qat_spark": "spark", "qat": "none"}  # and the rival; distillations of ``hsq finetune``
 CROPS = 3  # of the figure
 ROUNDS, ROUND_STEPS = 7, 12  # of the overhead
@@ -123,18 +123,14 @@ class Run:
     seed: int
 
 
-def protocol_of(network: str, method: str = "qat_spark") -> int:
+def protocol_of(method: str = "qat_spark") -> int:
     """Of a line; an overhead is SPARK's."""
-    return REVISED.get((network, method), PROTOCOLS[network])
+    return PROTOCOLS.get(method, PROTOCOL)
 
 
 def lines() -> list[dict[str, Any]]:
     """What has been run, under the present protocols."""
-    return [
-        line
-        for line in read_lines(RUNS)
-        if line["protocol"] == protocol_of(line["network"], line.get("method", "qat_spark"))
-    ]
+    return [line for line in read_lines(RUNS) if line["protocol"] == protocol_of(line.get("method", "qat_spark"))]
 
 
 def plan_of_runs(network: str) -> list[Run]:
@@ -222,7 +218,7 @@ class Runner:
         spark = None if distillation is None else self.train(student, distillation, run.seed, steps)
         seconds = time.monotonic() - started
         return {
-            "protocol": protocol_of(run.network, run.method),
+            "protocol": protocol_of(run.method),
             **vars(run),
             **self.scores(student.stages),
             "teacher": self.teacher,
@@ -349,7 +345,7 @@ def main() -> None:
     for network in arguments.networks:
         if arguments.overhead:
             found = Runner(network, arguments).overhead()
-            append_line(RUNS, {"protocol": protocol_of(network), "network": network, "overhead": found})
+            append_line(RUNS, {"protocol": protocol_of(), "network": network, "overhead": found})
             print(f"{network}: a step with the policy takes {100 * found:.1f} % longer")
             continue
         runner = None

@@ -23,7 +23,6 @@ IMAGE_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4, ranges=2e-2
 LONG_PACE, SMALLEST_LONG_PACE = 0.5, 0.3
 SMALLEST_IMAGE_PACE = 0.05  # of students that put out images
 LONG_ALPHA = 0.3
-FLOAT32_END = 0.3  # of the steps of students that put out images: what is left is as small as bfloat16's rounding
 
 
 def _take_steps(
@@ -99,8 +98,7 @@ def finetune_all(
     :param alpha: share of the task loss
     :param rates: the usual ones of what the student puts out when None
     :param on_step: called before each step, for progress
-    :param bfloat16: run forward and backward passes under autocast; weights stay float32. Students that put out images
-        take the last steps in float32 all the same
+    :param bfloat16: run forward and backward passes under autocast; weights stay float32
     :param pace: factor of the learning rates; by the student's damage when None
     :param spark: weighs the distillation place by place, and learns to; its criterion then takes the other's place
     :param kept: where an interrupted training stands, which must have had the same arguments and no ``spark``
@@ -111,16 +109,13 @@ def finetune_all(
     teacher_stages = task.stages(task.teacher)
     pace = long_pace(student, criterion) if pace is None else pace
     warmup = max(1, round(WARMUP * steps))
-    images = "pixels" in distilled_kinds(task)
-    half_until = round((1 - FLOAT32_END) * steps) if images else steps
-    half = bfloat16
 
     def factor(step: int) -> float:
         falling = 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
         return pace * min(1.0, (step + 1) / warmup) * falling
 
     def through(stages: Sequence[Stage], batch: Batch) -> State:
-        return float32_outputs(lambda: run(stages, {"images": batch.images}), batch.images.device, half)
+        return float32_outputs(lambda: run(stages, {"images": batch.images}), batch.images.device, bfloat16)
 
     @torch.no_grad()
     def teacher(batch: Batch) -> Sequence[Distilled]:
@@ -133,15 +128,13 @@ def finetune_all(
     weigh, after_backward = (None, None) if lessons is None else (lessons.weigh, lessons.after_backward)
 
     def loss_of(step: int) -> Tensor:
-        nonlocal half
-        half = bfloat16 and step < half_until
         batch = task.long_finetuning(step)
         expected = teacher(batch)
         on_step(step)
         outputs = forward(batch)
         return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, expected, weigh)[0]
 
-    rates = rates or (IMAGE_RATES if images else LONG_RATES)
+    rates = rates or (IMAGE_RATES if "pixels" in distilled_kinds(task) else LONG_RATES)
     with learned_ranges(student.layers) if rates.ranges else nullcontext():
         modules = student.modules_of("all", 0)
         return _take_steps(student, modules, rates, steps, loss_of, factor, after_backward, kept)

@@ -228,16 +228,3 @@ def test_a_file_for_onnxruntime_hands_on_the_rounded_image_too(activation_bits: 
         found = torch.from_numpy(outputs_of(content)(images.numpy())["restored"])
         assert (found - expected).abs().mean() < 0.5 * rounded
     assert torch.equal(student.model(images), expected)
-
-
-@pytest.mark.parametrize(("bfloat16", "halves"), [(True, 7), (False, 0)])
-def test_the_last_steps_are_taken_in_float32(bfloat16: bool, halves: int) -> None:
-    """What is left to repair by then is as small as what bfloat16 rounds."""
-    task = make(DENOISING)
-    student = Student(task, trace_layers(task))
-    student.apply(Plan(tuple(i.name for i in student.infos), (Choice(4),) * len(student.infos)))
-    seen: list[bool] = []
-    student.layers[0].register_forward_hook(lambda *arguments: seen.append(torch.is_autocast_enabled("cpu")))
-    seen.clear()
-    assert finetune_all(student, 10, bfloat16=bfloat16, pace=0.1)
-    assert seen == [True] * halves + [False] * (10 - halves)
