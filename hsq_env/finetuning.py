@@ -86,9 +86,8 @@ def akd_loss_and_divergence(
     """
     distilled = task.distilled(outputs)
     weights = None if weigh is None else weigh(outputs, batch, distilled, teacher)
-    divergence = criterion.loss(distilled, teacher)
-    weighted = divergence if weights is None else _as_large(criterion.loss(distilled, teacher, weights), divergence)
-    loss = (1 - alpha) * weighted
+    divergence, weighted = criterion.losses(distilled, teacher, weights)
+    loss = (1 - alpha) * (divergence if weights is None else _as_large(weighted, divergence))
     return (loss + alpha * task.task_loss(outputs, batch) if alpha else loss), divergence.detach()
 
 

@@ -188,20 +188,37 @@ class AKD:
 
         :param weights: of places, (N, grid, grid), mean 1 over every image; all alike when None
         """
+        return self._terms(self._divergences(student, teacher), teacher, weights)
+
+    def _divergences(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> list[Tensor]:
+        return [self._divergence(t.kind)(s.tensor, t.tensor) for s, t in zip(student, teacher, strict=True)]
+
+    def _terms(
+        self, divergences: Sequence[Tensor], teacher: Sequence[Distilled], weights: Tensor | None
+    ) -> dict[str, Tensor]:
         confidence = teacher_confidence(teacher)
         places = None if weights is None else Places(teacher)
         terms: dict[str, list[Tensor]] = {}
-        for s, t in zip(student, teacher, strict=True):
-            divergence = self._divergence(t.kind)(s.tensor, t.tensor)
+        for divergence, t in zip(divergences, teacher, strict=True):
             if places is not None and weights is not None:
                 divergence = places.weighted(divergence, weights)
             terms.setdefault(t.kind, []).append(divergence)
         return {kind: self._reduced(kind, maps, confidence) for kind, maps in terms.items()}
 
+    def _sum(self, terms: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.weights[kind] * term for kind, term in terms.items()]).sum()
+
     def loss(self, student: Sequence[Distilled], teacher: Sequence[Distilled], weights: Tensor | None = None) -> Tensor:
         """The weighted sum of all terms, the KL part of the loss; ``weights`` as for ``terms``."""
-        terms = self.terms(student, teacher, weights)
-        return torch.stack([self.weights[kind] * term for kind, term in terms.items()]).sum()
+        return self._sum(self.terms(student, teacher, weights))
+
+    def losses(
+        self, student: Sequence[Distilled], teacher: Sequence[Distilled], weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``loss`` without and with weights; what both have in common is computed once."""
+        divergences = self._divergences(student, teacher)
+        plain = self._sum(self._terms(divergences, teacher, None))
+        return plain, plain if weights is None else self._sum(self._terms(divergences, teacher, weights))
 
     def gaps(self, student: Sequence[Distilled], teacher: Sequence[Distilled]) -> list[Tensor]:
         """The divergences per location times ``weights``, as maps (N, H, W)."""
