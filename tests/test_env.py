@@ -383,9 +383,3 @@ def test_repaired_sensitivities_cost_no_evaluations(tiny: TinyTask) -> None:
     env = HSQEnv(tiny, observe_repaired=True)
     assert env.repaired_sensitivities.shape == (7, 12) and env.repaired_sensitivities is env.repaired_sensitivities
     assert env.evaluations == 0 and env.index == 0
-
-
-# ---- what is refused
-
-
-# ---- pictures
