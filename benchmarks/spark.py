@@ -49,8 +49,6 @@ from restorers.teacher import RestorerSpec, load_published
 RUNS, MAPS = RESULTS / "spark_runs.jsonl", RESULTS / "spark_maps.npz"
 SEEDS = 5
 BATCH_SIZE = 2  # of restorers: few patches in many steps train better than many in few
-PROTOCOLS = {"qat_spark": 4, "attention": 4}  # raised when earlier lines must not be compared with new ones
-PROTOCOL = 3  # of the other ways
 METHODS = {"qat_kd": "akd", "qat_spark": "spark", "qat": "none"}  # and the rival; distillations of ``hsq finetune``
 CROPS = 3  # of the figure
 ROUNDS, ROUND_STEPS = 7, 12  # of the overhead
@@ -75,12 +73,14 @@ class Bench:
     """A network with its data.
 
     :param rows: by name, those that say most first
+    :param protocols: of lines, by method; raised when earlier lines must not be compared with new ones
     """
 
     make_task: Callable[[argparse.Namespace, int], Made]
     rows: dict[str, Row]
     rival: str
     bfloat16: bool
+    protocols: dict[str, int]
 
     @property
     def methods(self) -> dict[str, str | None]:
@@ -106,10 +106,17 @@ def _detector(arguments: argparse.Namespace, seed: int) -> Made:
 
 
 IMAGE_ROWS = {"W2A8": Row(2, 8, 1800), "W4A4": Row(4, 4, 1800), "W4A8": Row(4, 8, 1800), "W8A8": Row(8, 8, 600)}
+IMAGE_PROTOCOLS = {"ptq": 3, "qat": 5, "qat_kd": 5, "qat_spark": 5, "wavelet": 5}
 BENCHES = {
-    "dncnn": Bench(_dncnn, IMAGE_ROWS, "wavelet", True),
-    "edsr": Bench(_edsr, IMAGE_ROWS, "wavelet", True),
-    "detector": Bench(_detector, {"W2": Row(2, 8, 100), "W4": Row(4, 8, 100)}, "attention", False),
+    "dncnn": Bench(_dncnn, IMAGE_ROWS, "wavelet", True, IMAGE_PROTOCOLS),
+    "edsr": Bench(_edsr, IMAGE_ROWS, "wavelet", True, IMAGE_PROTOCOLS),
+    "detector": Bench(
+        _detector,
+        {"W2": Row(2, 8, 100), "W4": Row(4, 8, 100)},
+        "attention",
+        False,
+        {"ptq": 3, "qat": 3, "qat_kd": 3, "qat_spark": 4, "attention": 4},
+    ),
 }
 
 
@@ -123,14 +130,15 @@ class Run:
     seed: int
 
 
-def protocol_of(method: str = "qat_spark") -> int:
+def protocol_of(network: str, method: str = "qat_spark") -> int:
     """Of a line; an overhead is SPARK's."""
-    return PROTOCOLS.get(method, PROTOCOL)
+    return BENCHES[network].protocols[method]
 
 
 def lines() -> list[dict[str, Any]]:
     """What has been run, under the present protocols."""
-    return [line for line in read_lines(RUNS) if line["protocol"] == protocol_of(line.get("method", "qat_spark"))]
+    found = read_lines(RUNS)
+    return [line for line in found if line["protocol"] == protocol_of(line["network"], line.get("method", "qat_spark"))]
 
 
 def plan_of_runs(network: str) -> list[Run]:
@@ -218,7 +226,7 @@ class Runner:
         spark = None if distillation is None else self.train(student, distillation, run.seed, steps)
         seconds = time.monotonic() - started
         return {
-            "protocol": protocol_of(run.method),
+            "protocol": protocol_of(run.network, run.method),
             **vars(run),
             **self.scores(student.stages),
             "teacher": self.teacher,
@@ -345,7 +353,7 @@ def main() -> None:
     for network in arguments.networks:
         if arguments.overhead:
             found = Runner(network, arguments).overhead()
-            append_line(RUNS, {"protocol": protocol_of(), "network": network, "overhead": found})
+            append_line(RUNS, {"protocol": protocol_of(network), "network": network, "overhead": found})
             print(f"{network}: a step with the policy takes {100 * found:.1f} % longer")
             continue
         runner = None

@@ -34,7 +34,10 @@ class KeptTraining:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LambdaLR,
     ) -> int:
-        """Put back what was kept; how many steps have been taken, 0 if nothing fits."""
+        """Put back what was kept; how many steps have been taken, 0 if nothing fits.
+
+        :param parameters: everything that the training changes, in the order in which it was kept
+        """
         try:
             state: dict[str, Any] = torch.load(self.path, weights_only=True)
             kept, step = state["parameters"], int(state["step"])

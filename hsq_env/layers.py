@@ -92,7 +92,7 @@ class CompressedLayer(nn.Module):
         self.choice: Choice | None = None
         self.activations: tuple[ActivationRange, ...] = ()
         self._call = 0
-        self.tuning = False
+        self.tuning = self.frozen = False
         self.channel_order: tuple[int, ...] | None = None  # of input channels, see ``hsq_env.channels``
         # of the teacher's weights: learning rates are relative to it, and nobody waits for a device to hear it
         self.spread = self.weight.detach().std(correction=0).item()
@@ -146,8 +146,28 @@ class CompressedLayer(nn.Module):
         if self.choice is None:
             return
         levels, scale = weight_levels(self.choice), self.scale()
-        self.codes = quantize(self.weight, scale, levels)
+        if not self.frozen:
+            self.codes = quantize(self.weight, scale, levels)
+        assert self.codes is not None
         self._set_stored(dequantize(self.codes, scale, levels))
+        if self.frozen and self.stored_weight is not None:
+            self.weight.copy_(self.stored_weight)
+
+    @torch.no_grad()
+    def rebase(self) -> None:
+        """Let the scales of now be those that ``scale_factor`` is relative to."""
+        self.base_scale.copy_(self.scale())
+        self.scale_factor.fill_(1.0)
+
+    @torch.no_grad()
+    def freeze_codes(self) -> None:
+        """Until fine-tuning ends, compute with the codes that the latent weights have under ``base_scale``.
+
+        Only scales move the weights then, with the gradient of what they really do; a no-op without a choice.
+        """
+        if self.choice is not None:
+            self.codes = quantize(self.weight, self.base_scale, weight_levels(self.choice))
+            self.frozen = True
 
     def _set_stored(self, weight: Tensor) -> None:
         self.stored_weight = weight if self.mask is None else weight.masked_fill(~self.mask, 0.0)
@@ -199,7 +219,12 @@ class CompressedLayer(nn.Module):
         if not self.tuning:
             assert self.stored_weight is not None
             return self.stored_weight, self.stored_bias
-        weight = fake_quantize(self.weight, self.base_scale * self.scale_factor, weight_levels(self.choice))
+        levels = weight_levels(self.choice)
+        if self.frozen:
+            assert self.codes is not None
+            weight = dequantize(self.codes, self.scale(), levels)
+        else:
+            weight = fake_quantize(self.weight, self.base_scale * self.scale_factor, levels)
         return (weight if self.mask is None else weight * self.mask), self.bias
 
     def quantized_input(self, x: Tensor) -> Tensor:
@@ -283,8 +308,8 @@ def tuning(layers: list[CompressedLayer]) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            layer.tuning = False
             layer.store()
+            layer.tuning = layer.frozen = False
 
 
 @contextmanager

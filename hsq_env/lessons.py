@@ -94,6 +94,10 @@ class LessonsInPassing:
             self._waiting = replace(self._begun, own=gradients_of(optimizer), weights=weights)
         self._begun = None
 
+    def break_off(self) -> None:
+        """Leave unfinished what has begun: the next step is of another kind."""
+        self._begun = self._waiting = None
+
 
 @torch.no_grad()
 def end(

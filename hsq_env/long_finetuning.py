@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from hsq_env.distillation import AKD
 from hsq_env.distillation.spark import Spark
 from hsq_env.finetuning import GRADIENT_CLIP, LearningRates, akd_loss_and_divergence, float32_outputs, training
 from hsq_env.kept_training import KeptTraining
-from hsq_env.layers import learned_ranges
+from hsq_env.layers import CompressedLayer, learned_ranges
 from hsq_env.lessons import LessonsInPassing
 from hsq_env.states import distilled_kinds, run
 from hsq_env.student import Student
@@ -23,32 +24,81 @@ IMAGE_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4, ranges=2e-2
 LONG_PACE, SMALLEST_LONG_PACE = 0.5, 0.3
 SMALLEST_IMAGE_PACE = 0.05  # of students that put out images
 LONG_ALPHA = 0.3
+FROZEN_SHARE = 0.15  # of the steps, at the end, in which codes stay as they are
+FROZEN_PACE = 0.3  # of them
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rates over a long fine-tuning.
+
+    :param steps: all of them
+    :param frozen: of these, at the end, in which codes stay as they are
+    :param pace: factor of the learning rates before
+    :param frozen_pace: and in those
+    """
+
+    steps: int
+    frozen: int
+    pace: float
+    frozen_pace: float
+
+    @property
+    def freeze_at(self) -> int:
+        """The first step with frozen codes."""
+        return self.steps - self.frozen
+
+    def factor(self, step: int) -> float:
+        """Of the learning rates at a step: twice up and down where codes are frozen."""
+        if step < self.freeze_at:
+            return self.pace * rise_and_fall(step, self.freeze_at)
+        return self.frozen_pace * rise_and_fall(step - self.freeze_at, self.frozen)
+
+
+def rise_and_fall(step: int, steps: int) -> float:
+    """Up in a straight line for the first ``WARMUP``, then down along a cosine.
+
+    >>> [round(rise_and_fall(step, 40), 2) for step in (0, 1, 21, 39)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    warmup = max(1, round(WARMUP * steps))
+    falling = 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
+    return min(1.0, (step + 1) / warmup) * falling
 
 
 def _take_steps(
     student: Student,
     modules: Sequence[nn.Module],
     rates: LearningRates,
-    steps: int,
+    schedule: Schedule,
     loss_of: Callable[[int], Tensor],
-    factor: Callable[[int], float],
-    after_backward: Callable[[torch.optim.Optimizer], object] | None = None,
+    lessons: LessonsInPassing | None = None,
     kept: KeptTraining | None = None,
 ) -> bool:
     """Adam steps on the parameters of ``modules``; stops at the first loss or gradient that is no number.
 
-    :param factor: of the learning rates at a step
-    :param after_backward: called at each step, before the optimizer follows the gradient
+    :param lessons: of a policy that learns beside it
     :param kept: where an interrupted training stands
     :return: whether all losses and gradients were finite
     """
     groups = rates.groups(modules)
     parameters = [p for group in groups for p in group["params"]]
+    layers = [module for module in modules if isinstance(module, CompressedLayer)]
+    state = [*parameters, *(layer.base_scale for layer in layers)]
     optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    learning_rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     with training(student, modules, parameters):
-        start = 0 if kept is None else kept.restore(parameters, optimizer, schedule)
-        for step in range(start, steps):
+        start = 0 if kept is None else kept.restore(state, optimizer, learning_rates)
+        for step in range(start, schedule.steps):
+            if step == schedule.freeze_at:
+                for layer in layers:
+                    layer.rebase()
+                optimizer.state.clear()  # gradients of scales are others from here on
+                if lessons is not None:
+                    lessons.break_off()
+            if step == max(start, schedule.freeze_at):
+                for layer in layers:
+                    layer.freeze_codes()
             loss = loss_of(step)
             if not math.isfinite(loss.item()):
                 return False
@@ -56,12 +106,12 @@ def _take_steps(
             loss.backward()
             if not math.isfinite(nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP).item()):
                 return False
-            if after_backward is not None:
-                after_backward(optimizer)
+            if lessons is not None:
+                lessons.after_backward(optimizer)
             optimizer.step()
-            schedule.step()
+            learning_rates.step()
             if kept is not None:
-                kept.keep(step + 1, parameters, optimizer)
+                kept.keep(step + 1, state, optimizer)
     return True
 
 
@@ -89,33 +139,41 @@ def finetune_all(
     pace: float | None = None,
     spark: Spark | None = None,
     kept: KeptTraining | None = None,
+    frozen_share: float | None = None,
+    frozen_pace: float = FROZEN_PACE,
 ) -> bool:
     """The long fine-tuning after the search: everything is trained, the learning rate rises briefly and falls to zero.
 
-    Badly damaged students need long steps, which would harm slightly damaged ones (see ``long_pace``).
+    Badly damaged students need long steps, which would harm slightly damaged ones (see ``long_pace``). Latent weights
+    go back and forth over the thresholds between codes until the end (Nagel et al. 2022, arXiv 2203.11086), and what
+    surrounds them cannot follow. So the last steps leave the codes alone and train the rest, with learning rates that
+    rise and fall once more.
 
     :param steps: gradient steps, each on ``task.long_finetuning(step)``
     :param alpha: share of the task loss
     :param rates: the usual ones of what the student puts out when None
     :param on_step: called before each step, for progress
-    :param bfloat16: run forward and backward passes under autocast; weights stay float32
+    :param bfloat16: run forward and backward passes under autocast until codes are frozen; weights stay float32
     :param pace: factor of the learning rates; by the student's damage when None
     :param spark: weighs the distillation place by place, and learns to; its criterion then takes the other's place
     :param kept: where an interrupted training stands, which must have had the same arguments and no ``spark``
+    :param frozen_share: of the steps, at the end, in which codes stay as they are; the usual one of what the student
+        puts out when None
+    :param frozen_pace: factor of the learning rates in those
     :return: whether the losses stayed finite
     """
     task = student.task
     criterion = spark.criterion if spark is not None else criterion or AKD()
     teacher_stages = task.stages(task.teacher)
     pace = long_pace(student, criterion) if pace is None else pace
-    warmup = max(1, round(WARMUP * steps))
+    images = "pixels" in distilled_kinds(task)
+    share = (FROZEN_SHARE if images else 0.0) if frozen_share is None else frozen_share
+    schedule = Schedule(steps, round(share * steps), pace, frozen_pace)
 
-    def factor(step: int) -> float:
-        falling = 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
-        return pace * min(1.0, (step + 1) / warmup) * falling
+    half = bfloat16
 
     def through(stages: Sequence[Stage], batch: Batch) -> State:
-        return float32_outputs(lambda: run(stages, {"images": batch.images}), batch.images.device, bfloat16)
+        return float32_outputs(lambda: run(stages, {"images": batch.images}), batch.images.device, half)
 
     @torch.no_grad()
     def teacher(batch: Batch) -> Sequence[Distilled]:
@@ -125,16 +183,18 @@ def finetune_all(
         return through(student.stages, batch)
 
     lessons = None if spark is None else LessonsInPassing(student, spark, forward)
-    weigh, after_backward = (None, None) if lessons is None else (lessons.weigh, lessons.after_backward)
+    weigh = None if lessons is None else lessons.weigh
 
     def loss_of(step: int) -> Tensor:
+        nonlocal half
+        half = bfloat16 and step < schedule.freeze_at  # what is fitted last is fitted to what will be computed
         batch = task.long_finetuning(step)
         expected = teacher(batch)
         on_step(step)
         outputs = forward(batch)
         return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, expected, weigh)[0]
 
-    rates = rates or (IMAGE_RATES if "pixels" in distilled_kinds(task) else LONG_RATES)
+    rates = rates or (IMAGE_RATES if images else LONG_RATES)
     with learned_ranges(student.layers) if rates.ranges else nullcontext():
         modules = student.modules_of("all", 0)
-        return _take_steps(student, modules, rates, steps, loss_of, factor, after_backward, kept)
+        return _take_steps(student, modules, rates, schedule, loss_of, lessons, kept)
