@@ -206,7 +206,8 @@ def test_an_ended_training_is_not_repeated(tiny: TinyTask, tmp_path: Path, monke
     assert_same_runs(tmp_path / "through", tmp_path / "killed")
 
 
-def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any) -> None:
+@pytest.mark.parametrize("frozen_share", [0.0, 0.25, 0.7])  # interrupted before and after codes are frozen
+def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any, frozen_share: float) -> None:
     plan = Plan(tuple(info.name for info in infos), (Choice(4, 0.0),) * len(infos))
 
     def trained(kept: KeptTraining | None, until: int | None = None) -> bytes:
@@ -216,7 +217,7 @@ def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any) 
 
         student = Student(tiny, infos)
         apply_plan(student, plan)
-        finetune_all(student, 9, on_step=on_step, kept=kept)
+        finetune_all(student, 9, on_step=on_step, kept=kept, frozen_share=frozen_share)
         return student_bytes(student)
 
     through, file = trained(None), tmp_path / "training"
