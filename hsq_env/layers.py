@@ -74,7 +74,8 @@ class CompressedLayer(nn.Module):
 
     Without a choice the layer computes as the teacher's does. With one it computes, outside of fine-tuning, with the
     very weights that the file will hold; during fine-tuning with fake-quantized latent weights, so that gradients
-    reach them. ``scale_factor`` is learned relative to the scale that the choice began with.
+    reach them, or with frozen codes. ``scale_factor`` is learned relative to the scale that the choice, or the frozen
+    codes, began with.
     """
 
     weight: Tensor
@@ -142,7 +143,10 @@ class CompressedLayer(nn.Module):
 
     @torch.no_grad()
     def store(self) -> None:
-        """Round the latent weights and the bias to what the file holds; a no-op without a choice."""
+        """Round the latent weights and the bias to what the file holds; a no-op without a choice.
+
+        Where codes are frozen, latent weights become what the codes stand for.
+        """
         if self.choice is None:
             return
         levels, scale = weight_levels(self.choice), self.scale()
@@ -301,7 +305,7 @@ def make_compressible(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def tuning(layers: list[CompressedLayer]) -> Iterator[None]:
-    """Compute with fake-quantized latent weights inside, with rounded, stored ones again after."""
+    """Compute with weights that gradients pass through inside, with rounded, stored ones again after."""
     for layer in layers:
         layer.tuning = True
     try:

@@ -95,7 +95,7 @@ class LessonsInPassing:
         self._begun = None
 
     def break_off(self) -> None:
-        """Leave unfinished what has begun: the next step is of another kind."""
+        """Leave unfinished what has begun: the steps that follow are of another kind."""
         self._begun = self._waiting = None
 
 

@@ -26,6 +26,7 @@ SMALLEST_IMAGE_PACE = 0.05  # of students that put out images
 LONG_ALPHA = 0.3
 FROZEN_SHARE = 0.15  # of the steps, at the end, in which codes stay as they are
 FROZEN_PACE = 0.3  # of them
+FEWEST_FROZEN = 5  # of the usual share; fewer could not rise and fall, and there are none then
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ def rise_and_fall(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warmup) * falling
 
 
+def _frozen_steps(steps: int, share: float | None, images: bool) -> int:
+    """How many of the steps have frozen codes; of the usual share for what the student puts out when None."""
+    if share is None:
+        usual = round(FROZEN_SHARE * steps) if images else 0
+        return usual if usual >= FEWEST_FROZEN else 0
+    if not 0 <= share <= 1:
+        raise ValueError(f"frozen_share is {share}: give a share of the steps, in [0, 1].")
+    return round(share * steps)
+
+
 def _take_steps(
     student: Student,
     modules: Sequence[nn.Module],
@@ -89,16 +100,17 @@ def _take_steps(
     learning_rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     with training(student, modules, parameters):
         start = 0 if kept is None else kept.restore(state, optimizer, learning_rates)
+        if start > schedule.freeze_at:  # frozen before it was interrupted
+            for layer in layers:
+                layer.freeze_codes()
         for step in range(start, schedule.steps):
             if step == schedule.freeze_at:
                 for layer in layers:
                     layer.rebase()
+                    layer.freeze_codes()
                 optimizer.state.clear()  # gradients of scales are others from here on
                 if lessons is not None:
                     lessons.break_off()
-            if step == max(start, schedule.freeze_at):
-                for layer in layers:
-                    layer.freeze_codes()
             loss = loss_of(step)
             if not math.isfinite(loss.item()):
                 return False
@@ -154,21 +166,22 @@ def finetune_all(
     :param rates: the usual ones of what the student puts out when None
     :param on_step: called before each step, for progress
     :param bfloat16: run forward and backward passes under autocast until codes are frozen; weights stay float32
-    :param pace: factor of the learning rates; by the student's damage when None
-    :param spark: weighs the distillation place by place, and learns to; its criterion then takes the other's place
+    :param pace: factor of the learning rates before codes are frozen; by the student's damage when None
+    :param spark: weighs the distillation place by place, and learns to, until codes are frozen; its criterion takes
+        the other's place
     :param kept: where an interrupted training stands, which must have had the same arguments and no ``spark``
     :param frozen_share: of the steps, at the end, in which codes stay as they are; the usual one of what the student
         puts out when None
     :param frozen_pace: factor of the learning rates in those
     :return: whether the losses stayed finite
+    :raises ValueError: for a ``frozen_share`` outside of [0, 1]
     """
     task = student.task
     criterion = spark.criterion if spark is not None else criterion or AKD()
     teacher_stages = task.stages(task.teacher)
     pace = long_pace(student, criterion) if pace is None else pace
     images = "pixels" in distilled_kinds(task)
-    share = (FROZEN_SHARE if images else 0.0) if frozen_share is None else frozen_share
-    schedule = Schedule(steps, round(share * steps), pace, frozen_pace)
+    schedule = Schedule(steps, _frozen_steps(steps, frozen_share, images), pace, frozen_pace)
 
     half = bfloat16
 
@@ -183,11 +196,12 @@ def finetune_all(
         return through(student.stages, batch)
 
     lessons = None if spark is None else LessonsInPassing(student, spark, forward)
-    weigh = None if lessons is None else lessons.weigh
 
     def loss_of(step: int) -> Tensor:
         nonlocal half
-        half = bfloat16 and step < schedule.freeze_at  # what is fitted last is fitted to what will be computed
+        frozen = step >= schedule.freeze_at  # what is fitted last is fitted to what will be computed, in all places
+        half = bfloat16 and not frozen
+        weigh = None if lessons is None or frozen else lessons.weigh
         batch = task.long_finetuning(step)
         expected = teacher(batch)
         on_step(step)

@@ -23,6 +23,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HSQ_CACHE", str(folder))
+        patch.setenv("SB3_LOGDIR", str(folder / "logs"))  # where agents that nobody gave a logger make a folder
         yield folder
 
 

@@ -16,13 +16,15 @@ from detectors.teacher import freeze
 from hsq_env.choices import Choice, Plan
 from hsq_env.distillation.spark import Spark
 from hsq_env.file import load_hsq, save_hsq
+from hsq_env.finetuning import LearningRates
 from hsq_env.layer_info import LayerInfo, trace_layers
-from hsq_env.layers import CompressedLayer, tuning
+from hsq_env.layers import tuning
 from hsq_env.long_finetuning import Schedule, finetune_all
-from hsq_env.quantizers import dequantize, weight_levels
+from hsq_env.quantizers import dequantize, quantize, weight_levels
 from hsq_env.student import Student
 
 Codes = list[Tensor | None]
+RATES = LearningRates(weights=0.006, scales=0.02, biases=6e-4)  # scales move so far that codes would follow them
 
 
 def planned(tiny: TinyTask, seed: int = 0) -> Student:
@@ -66,9 +68,46 @@ def test_codes_stay_and_scales_and_biases_go_on(tiny: TinyTask) -> None:
     for i, layer in enumerate(student.layers):
         assert layer.choice is not None and layer.codes is not None
         assert all(torch.equal(codes[i], layer.codes) for codes in seen.values())  # type: ignore[arg-type]
-        assert not torch.equal(layer.scale_factor, torch.ones_like(layer.scale_factor))  # relative to the frozen ones
+        assert not torch.equal(layer.scale_factor, torch.ones_like(layer.scale_factor))
     last = [layer.codes for layer in student.layers]
     assert any(not torch.equal(a, b) for a, b in zip(before, last, strict=True))  # type: ignore[arg-type]
+
+
+def test_codes_are_those_that_scales_had_led_to(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales count anew from where they are, with an optimizer that knows nothing of the gradients that they had."""
+    student, remembered = planned(tiny), []
+    bases = [layer.base_scale.clone() for layer in student.layers]
+    step_of = torch.optim.Adam.step
+
+    def stepped(self: torch.optim.Adam, *arguments: Any) -> Any:
+        remembered.append(len(self.state))
+        return step_of(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", stepped)
+
+    def on_step(step: int) -> None:
+        for layer, base in zip(student.layers, bases, strict=True):
+            assert layer.choice is not None and layer.codes is not None
+            if step == 6:
+                assert torch.equal(layer.scale_factor, torch.ones_like(base))
+                assert not torch.equal(layer.base_scale, base)
+                levels = weight_levels(layer.choice)
+                assert torch.equal(layer.codes, quantize(layer.weight, layer.scale(), levels))
+            if step == 9:  # with scales as the file holds them
+                expected = dequantize(layer.codes, layer.scale(), weight_levels(layer.choice))
+                assert not torch.equal(layer.scale(), layer.base_scale * layer.scale_factor)
+                expected = expected if layer.mask is None else expected * layer.mask
+                assert torch.equal(layer.weight_and_bias()[0], expected)
+
+    assert finetune_all(student, 10, rates=RATES, on_step=on_step, pace=1.0, frozen_share=0.4)
+    assert remembered[0] == remembered[6] == 0 and min(remembered[5], remembered[9]) > 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_shares_that_are_none(tiny: TinyTask, share: float) -> None:
+    student = planned(tiny)
+    with pytest.raises(ValueError, match=rf"frozen_share is {share}: give a share of the steps, in \[0, 1\]"):
+        finetune_all(student, 4, frozen_share=share)
 
 
 def test_what_is_computed_with_afterwards_is_what_was_fitted(tiny: TinyTask, tmp_path: Path) -> None:
@@ -126,7 +165,8 @@ def test_images_end_with_frozen_codes_and_detections_do_not(tiny: TinyTask) -> N
     task = make(DENOISING)
     student = Student(task, trace_layers(task))
     student.apply(Plan(tuple(i.name for i in student.infos), (Choice(4),) * len(student.infos)))
-    assert list(trained(student, 20)) == [17, 18, 19]
+    assert list(trained(student, 40)) == [34, 35, 36, 37, 38, 39]
+    assert trained(student, 20) == {}  # three steps could not rise and fall
 
 
 def test_frozen_codes_are_fitted_in_float32(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,11 +182,18 @@ def test_frozen_codes_are_fitted_in_float32(tiny: TinyTask, monkeypatch: pytest.
     assert used == [True] * 4 + [False] * 4  # teacher and student at each step
 
 
-def test_a_lesson_does_not_span_the_change(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights were relative to other scales; policies learn before and after."""
-    spark = Spark(every=1)
+def test_places_count_alike_in_the_end_and_teach_nothing(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no longer changes its codes is fitted to the mean over all places, as metrics are."""
+    spark, weighed = Spark(every=1), []
+    signals = spark.signals
+
+    def spied(*arguments: Any) -> Tensor:
+        weighed.append(arguments)
+        return signals(*arguments)
+
+    monkeypatch.setattr(spark, "signals", spied)
     trained(planned(tiny), 8, frozen_share=0.5, spark=spark)
-    assert spark.reinforce.updates == 3 + 3  # the last lesson before each end is not ended
+    assert len(weighed) == 4 and spark.reinforce.updates == 3  # the last lesson before the change is not ended
 
 
 def test_it_lowers_the_loss_that_the_trained_student_is_left_with(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
@@ -166,4 +213,3 @@ def test_it_lowers_the_loss_that_the_trained_student_is_left_with(tiny: TinyTask
     assert finetune_all(student, 60, alpha=0.0, frozen_share=1.0)
     assert gap() < 0.9 * before
     assert all(torch.equal(a, b.codes) for a, b in zip(codes, student.layers, strict=True))  # type: ignore[arg-type]
-    assert all(isinstance(layer, CompressedLayer) for layer in student.layers)

@@ -34,6 +34,7 @@ from hsq_env.compensation import apply_plan
 from hsq_env.compressor import Compressor
 from hsq_env.env import HSQEnv
 from hsq_env.file import student_bytes
+from hsq_env.finetuning import LearningRates
 from hsq_env.kept_training import KeptTraining
 from hsq_env.long_finetuning import finetune_all
 from hsq_env.self_evaluation import SelfEvaluation
@@ -217,7 +218,8 @@ def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any, 
 
         student = Student(tiny, infos)
         apply_plan(student, plan)
-        finetune_all(student, 9, on_step=on_step, kept=kept, frozen_share=frozen_share)
+        rates = LearningRates(weights=0.006, scales=0.02, biases=6e-4)
+        finetune_all(student, 9, rates=rates, on_step=on_step, pace=1.0, kept=kept, frozen_share=frozen_share)
         return student_bytes(student)
 
     through, file = trained(None), tmp_path / "training"
@@ -225,6 +227,7 @@ def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any, 
         with pytest.raises(KilledError):
             trained(KeptTraining(file, 0.0), until)
     assert trained(KeptTraining(file, 0.0)) == through
+    assert trained(KeptTraining(file, 0.0)) == through  # interrupted after its last step
     file.write_bytes(file.read_bytes()[:-100])  # torn: from the beginning
     assert trained(KeptTraining(file, 0.0)) == through
 

@@ -108,11 +108,18 @@ def test_seeds_differ_and_equal_seeds_do_not(tiny_bench: Path) -> None:
 
 
 def test_the_overhead_is_of_both_ways(tiny_bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the steps in which a policy has something to do."""
     taken: list[str] = []
+    shares: set[float] = set()
     runner = bench.Runner("dncnn", Namespace())
-    monkeypatch.setattr(runner, "train", lambda student, way, seed, steps: taken.append(way))
+
+    def train(student: Any, way: str, seed: int, steps: int, frozen_share: float) -> None:
+        taken.append(way)
+        shares.add(frozen_share)
+
+    monkeypatch.setattr(runner, "train", train)
     runner.overhead()
-    assert taken.count("akd") == taken.count("spark") == bench.ROUNDS + 1
+    assert taken.count("akd") == taken.count("spark") == bench.ROUNDS + 1 and shares == {0.0}
 
 
 def test_energy_is_of_clean_images_where_there_are_some() -> None:

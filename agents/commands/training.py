@@ -154,7 +154,8 @@ def finetune(
     :param batch_size: images per step
     :param patch: side of a restorer's training patches in the restored image, in pixels
     :param seed: of the batches and of the policy
-    :param bfloat16: train in bfloat16: twice as fast on GPUs and many processors (hsq doctor)
+    :param bfloat16: train in bfloat16, but for a restorer's last steps: twice as fast on GPUs and many processors
+        (hsq doctor)
     :param json: print what OUT/result.json holds; all else goes to standard error
     """
     from agents.finetune import finetune as run
