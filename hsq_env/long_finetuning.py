@@ -22,7 +22,6 @@ WARMUP = 0.05  # share of the long fine-tuning with a rising learning rate
 LONG_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4)  # where the distillation loss is 4 or more
 IMAGE_RATES = LearningRates(weights=0.006, scales=2e-3, biases=6e-4, ranges=2e-2)  # of students that put out images
 LONG_PACE, SMALLEST_LONG_PACE = 0.5, 0.3
-SMALLEST_IMAGE_PACE = 0.05  # of students that put out images
 LONG_ALPHA = 0.3
 FROZEN_SHARE = 0.15  # of the steps, at the end, in which codes stay as they are
 FROZEN_PACE = 0.3  # of them
@@ -136,8 +135,7 @@ def long_pace(student: Student, criterion: AKD) -> float:
         teacher = task.distilled(run(teacher_stages, {"images": batch.images}))
         losses.append(criterion.loss(task.distilled(student.outputs(batch)), teacher))
     damage = torch.stack(losses).mean().clamp_min(0).sqrt().item()
-    smallest = SMALLEST_IMAGE_PACE if "pixels" in distilled_kinds(task) else SMALLEST_LONG_PACE
-    return min(1.0, max(smallest, LONG_PACE * damage)) if math.isfinite(damage) else 1.0
+    return min(1.0, max(SMALLEST_LONG_PACE, LONG_PACE * damage)) if math.isfinite(damage) else 1.0
 
 
 def finetune_all(
