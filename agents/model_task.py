@@ -47,6 +47,16 @@ def load_model(file: Path) -> tuple[nn.Module, DetectorSpec | RestorerSpec]:
     return freeze(model), made
 
 
+def model_beside(task: Made, file: Path) -> nn.Module:
+    """The network of a file that holds a compressed form of a task's teacher, frozen, where the teacher is.
+
+    :raises InputError: if the file cannot be used or holds another network
+    """
+    model = task.spec.build_folded()
+    load_hsq(file, model)
+    return freeze(model).to(task.device)
+
+
 def _elsewhere(model: nn.Module, header: HsqHeader) -> int:
     """Elements of a model that are in none of the header's layers; in honest files they take a byte or more each."""
     state = model.state_dict()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.explorer import Explorer
+from agents.model_task import model_beside
 from detectors.errors import InputError
 from hsq_env.accuracy import Scale, scale_of
-from hsq_env.file import load_hsq
 from hsq_env.make import Made, make_task
 from hsq_env.student import evaluate
 
@@ -110,9 +110,7 @@ def monitor(
     task = make_task(dataset, run / "teacher.safetensors", splits, **settings)
     claimed = _claimed(run, result)
     scale = scale_of(task, "test", evaluate(task, task.stages(task.teacher), "test"))
-    model = task.spec.build_folded()
-    load_hsq(run / "model.hsq", model)
-    model.to(task.device).eval().requires_grad_(False)
+    model = model_beside(task, run / "model.hsq")
     measured = evaluate(task, task.stages(model), "test")
     target = claimed - TOLERANCE if target_accuracy is None else target_accuracy
     return Verdict(scale, measured, target, claimed, task.metric_name), task

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.finalists import UNIFORM_BITS, finetuned
+from agents.model_task import model_beside
 from agents.run_folder import digest_of, model_file
 from detectors.errors import InputError
 from detectors.progress import Work, say, work
@@ -188,13 +189,11 @@ def _file_checks(name: str, row: dict[str, Any], file: Path, teacher_bytes: int,
     yield Check(f"{name}.bytes", row["bytes"], size, row["bytes"] == size)
     ratio = teacher_bytes / size
     yield Check(f"{name}.ratio", row["ratio"], ratio, abs(row["ratio"] - ratio) <= SHARE * ratio)
-    model = task.spec.build_folded()
     try:
-        load_hsq(file, model)
+        model = model_beside(task, file)
     except InputError as error:
         yield Check(f"{name}.{key}", row[key], str(error), False)
         return
-    model.to(task.device).eval().requires_grad_(False)
     yield _near(f"{name}.{key}", row[key], evaluate(task, task.stages(model), "test"), MEASURED[task.metric_name])
 
 
