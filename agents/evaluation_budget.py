@@ -27,6 +27,10 @@ class EvaluationBudget(gym.Wrapper[Any, Any, Any, Any]):
         self._idle = 0  # steps since the last that was measured
         self._observation: Any = None
 
+    def allow(self, evaluations: int) -> None:
+        """So many from now on, whatever was left."""
+        self.limit = self.spent + evaluations
+
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """As the environment's."""
         self._observation, info = self.env.reset(**arguments)

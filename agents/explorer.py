@@ -31,6 +31,7 @@ from agents.replay import fill_replay, load_policy, replay_of
 from agents.rollout import Policy, Transition, executed_choices, play, rollout, seed_replay, train_agent
 from agents.search_log import SearchLog
 from agents.self_evaluation import SelfEvaluationCallback
+from agents.shared_evaluations import SharedEvaluations
 from agents.workers import Cluster, check_workers, steps_taken
 from agents.workers import workers as make_workers
 from agents.wrapping import Wrapping
@@ -204,7 +205,13 @@ class Explorer:
             on_agent(agent)
             if logger is not None:
                 agent.set_logger(logger())
-            callbacks = [*seed_replay(agent, seeds), *self._dyna(env, seeds), *self._callbacks(env, seeds, log)]
+            shared = [SharedEvaluations(left)] if self.apart and left is not None else []
+            callbacks = [
+                *shared,
+                *seed_replay(agent, seeds),
+                *self._dyna(env, seeds),
+                *self._callbacks(env, seeds, log),
+            ]
             if left != 0:
                 train_agent(
                     agent, len(env.layers), self.algo, log, self.episodes, self.time_budget, callbacks, keeper, left

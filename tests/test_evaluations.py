@@ -10,6 +10,7 @@ from agents.evaluation_budget import EvaluationBudget
 from agents.keep_best import KeepBest
 from agents.rollout import play_episode, rollout
 from agents.search_log import SearchLog
+from agents.shared_evaluations import SharedEvaluations
 from hsq_env.env import HSQEnv
 
 PLAN, OTHER = [8, 5, 4, 6, 4, 9, 1], [8, 5, 4, 6, 4, 9, 2]
@@ -57,6 +58,56 @@ def test_a_truncated_step_does_nothing(tiny: TinyTask, space: str) -> None:
         assert told["evaluations_spent"] and told["accuracy"] == info["accuracy"]
         assert np.array_equal(told["action_mask"], info["action_mask"]) and told["executed_action"] is asked
     assert (inner.get_state(), inner.steps_taken) == before
+
+
+def test_allowed_are_as_many_as_said_from_now_on(tiny: TinyTask) -> None:
+    env = EvaluationBudget(make(tiny), 2)
+    env.reset()
+    assert [env.step(choice)[3] for choice in PLAN[:3]] == [False, False, True]
+    env.allow(3)
+    assert [env.step(choice)[3] for choice in PLAN[2:6]] == [False, False, False, True]
+    env.allow(0)
+    assert env.step(PLAN[5])[3] and env.spent == 5
+
+
+class Workers:
+    """Notes what its workers are allowed."""
+
+    def __init__(self, count: int) -> None:
+        self.num_envs, self.parts = count, [0] * count
+
+    def get_env(self) -> "Workers":
+        """As a model does."""
+        return self
+
+    def env_method(self, name: str, evaluations: int, indices: int) -> None:
+        """See ``VecEnv``."""
+        assert name == "allow"
+        self.parts[indices] = evaluations
+
+
+def test_what_is_left_is_divided_anew_when_one_has_used_up_its_part() -> None:
+    shared, made = SharedEvaluations(11), Workers(3)
+    shared.model = made  # type: ignore[assignment]
+
+    def step(*infos: dict[str, Any]) -> list[int]:
+        made.parts = [-1, -1, -1]
+        shared.locals = {"infos": infos}
+        assert shared._on_step()
+        return made.parts
+
+    shared._on_training_start()
+    assert made.parts == [4, 4, 3]
+    for _ in range(2):
+        assert step({"measured": 0}, {}, {"measured": 1}) == [-1, -1, -1]
+    assert step({"measured": 1}, {}, {"measured": 1}) == [3, 2, 2]  # seven are left
+    assert step({"measured": 1}, {"worker_lost": True}, {"measured": 1}) == [2, 2, 1]  # whoever takes its place
+    assert step({"measured": 1}, {"measured": 1}, {"measured": 1}) == [1, 1, 0]
+    assert step({"measured": 1}, {"measured": 1}, {}) == [-1, -1, -1]
+    assert shared.left == 0
+    shared.left = 5
+    shared.on_new_workers()
+    assert made.parts == [2, 2, 1]
 
 
 def test_answers_from_the_table_cost_nothing(tiny: TinyTask) -> None:

@@ -167,12 +167,19 @@ def test_an_agent_starts_behind_the_seeds_plan(tiny: TinyTask) -> None:
 
 
 def test_workers_share_the_evaluations(tiny: TinyTask) -> None:
-    """Each gets half of what the seed leaves, and both stop when one has spent its share."""
+    """Each gets half of what the seed leaves, and both spend it at one pace."""
     explorer = search_with("dqn", episodes=None, evaluations=7 + 2 * 9, workers=2, warm_start=("ilp",))
     env, log = explore(tiny, explorer, table_megabytes=0)
     check_plans(tiny, log)
     assert [episode.source for episode in log.episodes] == ["ilp", "dqn", "dqn"]
     assert env.evaluations == 7 and log.steps - log.visited_steps == 7 + 2 * 9
+
+
+def test_workers_leave_less_than_one_evaluation_each(tiny: TinyTask) -> None:
+    """Although one meets more of what it knows than another."""
+    explorer = search_with("dqn", episodes=None, evaluations=150, workers=3, warm_start=("ilp",))
+    _, log = explore(tiny, explorer)
+    assert 150 - 3 < log.steps - log.visited_steps <= 150
 
 
 def test_following_a_plan_stays_within_the_evaluations(tiny: TinyTask) -> None:
