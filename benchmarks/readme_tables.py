@@ -61,13 +61,13 @@ def speed_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _cell(figures: dict[str, Any], worth: float) -> str:
+def _cell(figures: dict[str, Any], worth: float, digits: int = 2) -> str:
     """What is lost: the interquartile mean, the interval of three seeds or more, and how many there are."""
     teacher = figures["iqm"] * worth + figures["lost"]  # in the unit of what is lost
-    lost = f"{figures['lost']:.2f}"
+    lost = f"{figures['lost']:.{digits}f}"
     if len(figures["seeds"]) >= 3:
         high, low = (teacher - worth * bound for bound in figures["ci"])
-        lost += f" ({low:.2f} to {high:.2f})"
+        lost += f" ({low:.{digits}f} to {high:.{digits}f})"
     return f"{lost}, {len(figures['seeds'])}"
 
 
@@ -112,11 +112,12 @@ def spark_table(result: dict[str, Any]) -> str:
     """The comparison of trainings: dB or points of mAP lost, by network, bits and way."""
     rows: dict[str, dict[str, str]] = {}
     for network in (name for name in ("dncnn", "edsr", "detector") if name in result):
-        worth = 100 if network == "detector" else 1
-        unit = "points" if network == "detector" else "dB"
+        worth, unit, digits = (100, "points", 2) if network == "detector" else (1, "dB", 3)
         for bits, ways in result[network].items():
             cells = {
-                WAYS[way]: _cell({**ways[way], "lost": worth * ways[way]["lost"]}, worth) for way in WAYS if way in ways
+                WAYS[way]: _cell({**ways[way], "lost": worth * ways[way]["lost"]}, worth, digits)
+                for way in WAYS
+                if way in ways
             }
             gain = ways.get("qat_spark", {}).get("over_qat_kd")
             if gain is not None:

@@ -40,7 +40,7 @@ def test_tables_of_comparisons_by_hand() -> None:
     assert spark_table(found).splitlines() == [
         "| lost, seeds | SPARK | SPARK over uniform, by seed | ground truth |",
         "|---|---:|---:|---:|",
-        "| dncnn W2A8, dB | 0.30 (0.10 to 0.40), 3 | +0.013 (-0.010 to +0.030) |  |",
+        "| dncnn W2A8, dB | 0.300 (0.100 to 0.400), 3 | +0.013 (-0.010 to +0.030) |  |",
         "| detector W2, points |  |  | 2.00, 1 |",
     ]
 
