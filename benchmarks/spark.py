@@ -107,7 +107,7 @@ def _detector(arguments: argparse.Namespace, seed: int) -> Made:
 
 IMAGE_ROWS = {"W2A8": Row(2, 8, 1800), "W4A4": Row(4, 4, 1800), "W4A8": Row(4, 8, 1800), "W8A8": Row(8, 8, 600)}
 SLOW_ROWS = {"W2A8": Row(2, 8, 900), "W4A4": Row(4, 4, 900), "W4A8": Row(4, 8, 900), "W8A8": Row(8, 8, 300)}
-IMAGE_PROTOCOLS = {"ptq": 3, "qat": 5, "qat_kd": 5, "qat_spark": 5, "wavelet": 5}
+IMAGE_PROTOCOLS = {"overhead": 4, "ptq": 3, "qat": 5, "qat_kd": 5, "qat_spark": 5, "wavelet": 5}
 BENCHES = {
     "dncnn": Bench(_dncnn, IMAGE_ROWS, "wavelet", True, IMAGE_PROTOCOLS),
     "edsr": Bench(_edsr, SLOW_ROWS, "wavelet", True, IMAGE_PROTOCOLS),
@@ -116,7 +116,7 @@ BENCHES = {
         {"W2": Row(2, 8, 100), "W4": Row(4, 8, 100)},
         "attention",
         False,
-        {"ptq": 3, "qat": 3, "qat_kd": 3, "qat_spark": 4, "attention": 4},
+        {"overhead": 4, "ptq": 3, "qat": 3, "qat_kd": 3, "qat_spark": 4, "attention": 4},
     ),
 }
 
@@ -131,15 +131,15 @@ class Run:
     seed: int
 
 
-def protocol_of(network: str, method: str = "qat_spark") -> int:
-    """Of a line; an overhead is SPARK's."""
+def protocol_of(network: str, method: str = "overhead") -> int:
+    """Of a line; without a method it is of the policy's overhead."""
     return BENCHES[network].protocols[method]
 
 
 def lines() -> list[dict[str, Any]]:
     """What has been run, under the present protocols."""
     found = read_lines(RUNS)
-    return [line for line in found if line["protocol"] == protocol_of(line["network"], line.get("method", "qat_spark"))]
+    return [line for line in found if line["protocol"] == protocol_of(line["network"], line.get("method", "overhead"))]
 
 
 def plan_of_runs(network: str) -> list[Run]:
