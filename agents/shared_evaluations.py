@@ -9,7 +9,7 @@ class SharedEvaluations(BaseCallback):
     Parts that were fixed would leave unspent what workers that are not first to the end have left. Workers step
     together, so that in the end less than one evaluation per worker is left.
 
-    :param left: evaluations of the training; its environments are ``EvaluationBudget``s or in something around them
+    :param left: evaluations of the training, each of whose environments has an ``EvaluationBudget`` around it
     """
 
     def __init__(self, left: int) -> None:
