@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tiny_task import TinyTask
 
     from hsq_env.layer_info import LayerInfo
+    from hsq_env.student import Student
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,3 +50,24 @@ def infos(tiny: "TinyTask") -> "tuple[LayerInfo, ...]":
     from hsq_env.layer_info import trace_layers
 
     return trace_layers(tiny)
+
+
+@pytest.fixture(scope="module")
+def student(tiny: "TinyTask", infos: "tuple[LayerInfo, ...]") -> "Student":
+    """One of the tiny task with a choice in every layer. Not to be changed."""
+    from helpers import random_plan
+
+    from hsq_env.student import Student
+
+    made = Student(tiny, infos)
+    made.apply(random_plan(infos, 0))
+    return made
+
+
+@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
+def path(student: "Student", tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """That student's file, a good one of either version."""
+    from hsq_env.file import student_bytes
+
+    (tmp_path / "model.hsq").write_bytes(student_bytes(student, coded=request.param == 2))
+    return tmp_path / "model.hsq"

@@ -14,7 +14,7 @@ from helpers import random_plan
 from pyramid_task import PyramidNet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_file import LargerNet, chosen_student, good_file
+from test_file import LargerNet
 from tiny_task import TinyNet, TinyTask
 from torch import nn
 
@@ -24,18 +24,6 @@ from hsq_env.coding import restore, shrink
 from hsq_env.file import VERSION, load_hsq, read_header, student_bytes
 from hsq_env.layer_info import LayerInfo
 from hsq_env.student import Student
-
-
-@pytest.fixture(scope="module")
-def student(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> Student:
-    """Not to be changed."""
-    return chosen_student(tiny, infos)
-
-
-@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
-def path(student: Student, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A good file of either version."""
-    return good_file(student, tmp_path, request.param)
 
 
 def refusal(path: Path, model: nn.Module | None = None) -> str:

@@ -31,29 +31,6 @@ class LargerNet(TinyNet):
         self.extra = nn.Linear(3, 3)
 
 
-def chosen_student(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> Student:
-    made = Student(tiny, infos)
-    made.apply(random_plan(infos, 0))
-    return made
-
-
-def good_file(student: Student, folder: Path, version: int) -> Path:
-    (folder / "model.hsq").write_bytes(student_bytes(student, coded=version == 2))
-    return folder / "model.hsq"
-
-
-@pytest.fixture(scope="module")
-def student(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> Student:
-    """Not to be changed."""
-    return chosen_student(tiny, infos)
-
-
-@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
-def path(student: Student, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A good file of either version."""
-    return good_file(student, tmp_path, request.param)
-
-
 # ---- what comes back
 
 

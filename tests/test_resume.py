@@ -29,16 +29,9 @@ from agents.keeper import Callbacks, Keeper
 from agents.run_folder import RunFolder
 from agents.self_evaluation import SelfEvaluationCallback
 from detectors.errors import InputError
-from hsq_env.choices import Choice, Plan
-from hsq_env.compensation import apply_plan
 from hsq_env.compressor import Compressor
 from hsq_env.env import HSQEnv
-from hsq_env.file import student_bytes
-from hsq_env.finetuning import LearningRates
-from hsq_env.kept_training import KeptTraining
-from hsq_env.long_finetuning import finetune_all
 from hsq_env.self_evaluation import SelfEvaluation
-from hsq_env.student import Student
 
 SETTINGS: dict[str, Any] = {"target_ratio": 6.0, "finetune_steps": 3, "say": lambda line: None}
 
@@ -205,31 +198,6 @@ def test_an_ended_training_is_not_repeated(tiny: TinyTask, tmp_path: Path, monke
     result = search(tiny, tmp_path / "killed", explorer, resume=True)
     assert trained[0] == 2 + len(result["candidates"]) + 2 - 1  # the first finalist was there, the second anew
     assert_same_runs(tmp_path / "through", tmp_path / "killed")
-
-
-@pytest.mark.parametrize("frozen_share", [0.0, 0.25, 0.7])  # interrupted before and after codes are frozen
-def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any, frozen_share: float) -> None:
-    plan = Plan(tuple(info.name for info in infos), (Choice(4, 0.0),) * len(infos))
-
-    def trained(kept: KeptTraining | None, until: int | None = None) -> bytes:
-        def on_step(step: int) -> None:
-            if step == until:
-                raise KilledError
-
-        student = Student(tiny, infos)
-        apply_plan(student, plan)
-        rates = LearningRates(weights=0.006, scales=0.02, biases=6e-4)
-        finetune_all(student, 9, rates=rates, on_step=on_step, pace=1.0, kept=kept, frozen_share=frozen_share)
-        return student_bytes(student)
-
-    through, file = trained(None), tmp_path / "training"
-    for until in (3, 7):
-        with pytest.raises(KilledError):
-            trained(KeptTraining(file, 0.0), until)
-    assert trained(KeptTraining(file, 0.0)) == through
-    assert trained(KeptTraining(file, 0.0)) == through  # interrupted after its last step
-    file.write_bytes(file.read_bytes()[:-100])  # torn: from the beginning
-    assert trained(KeptTraining(file, 0.0)) == through
 
 
 def settled(tiny: TinyTask, run: Path, killed: Any, **settings: Any) -> Explorer:
