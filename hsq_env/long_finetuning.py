@@ -160,7 +160,7 @@ def finetune_all(
     rise and fall once more.
 
     :param steps: gradient steps, each on ``task.long_finetuning(step)``
-    :param alpha: share of the task loss
+    :param alpha: share of the task loss; at 1, without ``spark``, the teacher is not asked
     :param rates: the usual ones of what the student puts out when None
     :param on_step: called before each step, for progress
     :param bfloat16: run forward and backward passes under autocast until codes are frozen; weights stay float32
@@ -201,9 +201,10 @@ def finetune_all(
         half = bfloat16 and not frozen
         weigh = None if lessons is None or frozen else lessons.weigh
         batch = task.long_finetuning(step)
-        expected = teacher(batch)
         on_step(step)
-        outputs = forward(batch)
+        if alpha == 1 and lessons is None:
+            return task.task_loss(forward(batch), batch)
+        expected, outputs = teacher(batch), forward(batch)
         return akd_loss_and_divergence(task, criterion, alpha, outputs, batch, expected, weigh)[0]
 
     rates = rates or (IMAGE_RATES if images else LONG_RATES)

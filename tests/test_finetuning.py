@@ -197,6 +197,21 @@ def test_the_loss_goes_down(tiny: TinyTask, infos: tuple[LayerInfo, ...], choice
     assert whole_loss(student) < 0.8 * before
 
 
+@pytest.mark.parametrize(("alpha", "asked"), [(1.0, 0), (0.5, 6)])
+def test_the_ground_truth_alone_needs_no_teacher(
+    tiny: TinyTask, infos: tuple[LayerInfo, ...], alpha: float, asked: int
+) -> None:
+    student = Student(tiny, infos)
+    student.apply(random_plan(infos, 4))
+    passes: list[object] = []
+    first = next(module for module in tiny.teacher.modules() if isinstance(module, nn.Conv2d))
+    with first.register_forward_pre_hook(lambda module, inputs: passes.append(inputs)):
+        before = parameters(student)
+        assert finetune_all(student, 6, alpha=alpha, pace=1.0, on_step=lambda step: step or passes.clear())
+    assert len(passes) == asked
+    assert changed(student, before)
+
+
 def test_a_block_makes_up_for_its_layer(tiny: TinyTask, infos: tuple[LayerInfo, ...]) -> None:
     student = Student(tiny, infos)
     student.compress(3, Choice(2, 0.75))
