@@ -16,7 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,13 @@ class Row:
     :param bits: of weights
     :param activation_bits: of activations
     :param steps: of every training; few bits take more
+    :param protocol: of its lines, if it is newer than the method's
     """
 
     bits: int
     activation_bits: int
     steps: int
+    protocol: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,14 @@ def _detector(arguments: argparse.Namespace, seed: int) -> Made:
     return detection_task(seed=seed)
 
 
-IMAGE_ROWS = {"W2A8": Row(2, 8, 1800), "W4A4": Row(4, 4, 1800), "W4A8": Row(4, 8, 1800), "W8A8": Row(8, 8, 600)}
-SLOW_ROWS = {"W2A8": Row(2, 8, 900), "W4A4": Row(4, 4, 900), "W4A8": Row(4, 8, 900), "W8A8": Row(8, 8, 300)}
+PICTURES_OF_8_BITS = 6  # protocol since which the first layer reads them so
+IMAGE_ROWS = {
+    "W2A8": Row(2, 8, 1800),
+    "W4A4": Row(4, 4, 1800, PICTURES_OF_8_BITS),
+    "W4A8": Row(4, 8, 1800),
+    "W8A8": Row(8, 8, 600),
+}
+SLOW_ROWS = {name: replace(row, steps=row.steps // 2) for name, row in IMAGE_ROWS.items()}
 IMAGE_PROTOCOLS = {"overhead": 4, "ptq": 3, "qat": 5, "qat_kd": 5, "qat_spark": 5, "wavelet": 5}
 BENCHES = {
     "dncnn": Bench(_dncnn, IMAGE_ROWS, "wavelet", True, IMAGE_PROTOCOLS),
@@ -131,15 +139,20 @@ class Run:
     seed: int
 
 
-def protocol_of(network: str, method: str = "overhead") -> int:
-    """Of a line; without a method it is of the policy's overhead."""
-    return BENCHES[network].protocols[method]
+def protocol_of(network: str, row: str | None = None, method: str | None = None) -> int:
+    """Of a line; without row and method it is of the policy's overhead."""
+    bench = BENCHES[network]
+    if row is None or method is None:
+        return bench.protocols["overhead"]
+    return max(bench.protocols[method], bench.rows[row].protocol)
 
 
 def lines() -> list[dict[str, Any]]:
     """What has been run, under the present protocols."""
     found = read_lines(RUNS)
-    return [line for line in found if line["protocol"] == protocol_of(line["network"], line.get("method", "overhead"))]
+    return [
+        line for line in found if line["protocol"] == protocol_of(line["network"], line.get("row"), line.get("method"))
+    ]
 
 
 def plan_of_runs(network: str) -> list[Run]:
@@ -236,7 +249,7 @@ class Runner:
         spark = None if distillation is None else self.train(student, distillation, run.seed, steps)
         seconds = time.monotonic() - started
         return {
-            "protocol": protocol_of(run.network, run.method),
+            "protocol": protocol_of(run.network, run.row, run.method),
             **vars(run),
             **self.scores(student.stages),
             "teacher": self.teacher,

@@ -11,6 +11,7 @@ from detectors.errors import InputError
 BITS = (2, 4, 8)
 SPARSITIES = (0.0, 0.25, 0.5, 0.75)
 PATTERNS = ("unstructured", "n:m", "channels")
+PICTURE_BITS = 8
 
 
 @dataclass(frozen=True, order=True)
@@ -38,6 +39,22 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.bits} bit" + (f", {self.sparsity:.0%} sparse" if self.sparsity else "")
+
+
+def input_bits(index: int, choice: Choice, activation_bits: int | str | None) -> int | None:
+    """To how many bits the input of layer ``index`` is rounded; None for float32.
+
+    The first layer reads the picture, whose values have 8 bits to begin with. It keeps them whatever is asked for:
+    with fewer, every layer would see a coarser picture, and no byte of the file would be saved.
+
+    :param activation_bits: a number, "match" for the weights' bits, or None
+
+    >>> [input_bits(index, Choice(2), "match") for index in (0, 1)]
+    [8, 2]
+    """
+    bits = choice.bits if activation_bits == "match" else activation_bits
+    assert not isinstance(bits, str)
+    return bits if bits is None or index > 0 else PICTURE_BITS
 
 
 def choice_grid(bits: Sequence[int] = BITS, sparsities: Sequence[float] = SPARSITIES) -> tuple[Choice, ...]:

@@ -117,7 +117,8 @@ class HSQEnv(gym.Env[Observation, Any]):
       `target_latency`: milliseconds that all layers may take by that table, a budget in place of `target_ratio`
     - `step_minibatches`: minibatches per step, 0 for none; `finetune_scope`: `"layer"`, `"block"`, `"all"`
     - `learning_rates`: of the brief fine-tuning, a `hsq_env.finetuning.LearningRates`
-    - `activation_bits`: 8, another number, `"match"` for the layer's weight bits, None for float32 activations
+    - `activation_bits`: 8, another number, `"match"` for the layer's weight bits, None for float32 activations; the
+      first layer reads the picture in 8 bits
     - `sparsity_pattern`: `"unstructured"`, `"n:m"` (3:4, 2:4, 1:4) or `"channels"` (whole input channels, which makes
       networks faster too, see `hsq_env.channels`)
     - `shortcuts`: a `hsq_env.shortcuts.Shortcuts`, what a step may reuse; none changes a reward

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detectors.progress import each
 from detectors.stages import run_stages
 from hsq_env.channels import ChannelGroup, channel_groups, channel_orders
-from hsq_env.choices import Choice, Plan
+from hsq_env.choices import Choice, Plan, input_bits
 from hsq_env.layer_info import LayerInfo
 from hsq_env.layers import CompressedLayer, PackedLayer, Variant, make_compressible, pack_mask, unpack_mask
 from hsq_env.quantizers import ActivationRange, activation_range
@@ -56,7 +56,8 @@ class Student:
 
     :param task: gives the teacher and its stages
     :param infos: of ``trace_layers``
-    :param activation_bits: of every chosen layer's input; None leaves them in float32, "match" takes the weights' bits
+    :param activation_bits: of every chosen layer's input but the first's, see ``hsq_env.choices.input_bits``; None
+        leaves them in float32, "match" takes the weights' bits
     :param pattern: of sparsity, "unstructured", "n:m" or "channels" (whole input channels, see ``hsq_env.channels``)
     :param keep_variants: make the variants of untouched layers once
     """
@@ -170,10 +171,9 @@ class Student:
 
     def activation(self, index: int, choice: Choice) -> tuple[ActivationRange, ...]:
         """The input ranges of a layer under a choice, one per call in a forward pass; none for float32 activations."""
-        if self.activation_bits is None:
+        bits = input_bits(index, choice, self.activation_bits)
+        if bits is None:
             return ()
-        bits = choice.bits if self.activation_bits == "match" else self.activation_bits
-        assert isinstance(bits, int)
         return tuple(activation_range(low, high, bits) for low, high in self.infos[index].input_ranges)
 
     def apply(self, plan: Plan) -> None:

@@ -17,7 +17,7 @@ from hsq_env.task import Batch, Task
 
 Table = NDArray[np.float64]
 ROWS_SECONDS = 60.0  # between two writings of a table that is being measured
-CACHE_VERSION = 4  # raised whenever the same inputs would give other sensitivities
+CACHE_VERSION = 5  # raised whenever the same inputs would give other sensitivities
 
 
 def table_digest(task: Task, settings: object, batches: Sequence[Batch], version: str = torch.__version__) -> str:

@@ -19,6 +19,7 @@ from hsq_env.layer_info import trace_layers
 from hsq_env.long_finetuning import finetune_all
 from hsq_env.onnx_file import onnx_bytes, outputs_of
 from hsq_env.onnx_integer import integer_form
+from hsq_env.quantizers import activation_range
 from hsq_env.student import Student, evaluate
 from restorers.images import Photos
 from restorers.metric import psnr
@@ -200,11 +201,18 @@ def test_a_task_from_files(tmp_path: Path) -> None:
         restoration_task(tmp_path / "photos")
 
 
+def reading(task: RestorationTask, bits: int) -> Student:
+    """A student with 8 bits whose first layer reads the image in so many."""
+    student = Student(task, trace_layers(task))
+    student.apply(Plan(tuple(info.name for info in student.infos), (Choice(8, 0.0),) * len(student.infos)))
+    student.layers[0].activations = (activation_range(*student.infos[0].input_ranges[0], bits),)
+    return student
+
+
 def test_what_the_first_layer_rounds_off_is_not_put_back() -> None:
     """The noise is subtracted from the image as the network has read it."""
     task = make(DENOISING)
-    student = Student(task, trace_layers(task), activation_bits=4)
-    student.apply(Plan(tuple(info.name for info in student.infos), (Choice(8, 0.0),) * len(student.infos)))
+    student = reading(task, 4)
     batch, silenced = task.evaluation("test")[0], student.layers[-1]
     silenced.stored_weight, silenced.stored_bias = torch.zeros_like(silenced.weight), None
     restored = student.outputs(batch)["restored"]
@@ -212,12 +220,11 @@ def test_what_the_first_layer_rounds_off_is_not_put_back() -> None:
     assert len(restored.unique()) <= 16 < len(batch.images.unique())
 
 
-@pytest.mark.parametrize("activation_bits", [8, 4])
-def test_a_file_for_onnxruntime_hands_on_the_rounded_image_too(activation_bits: int) -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_file_for_onnxruntime_hands_on_the_rounded_image_too(bits: int) -> None:
     """Rounding is much coarser than where both may differ, next to boundaries between codes."""
     task = make(DENOISING)
-    student = Student(task, trace_layers(task), activation_bits)
-    student.apply(Plan(tuple(info.name for info in student.infos), (Choice(8, 0.0),) * len(student.infos)))
+    student = reading(task, bits)
     images = task.evaluation("test")[0].images
     rounded = (student.layers[0].activations[0](images) - images).abs().mean()
     expected = student.outputs(task.evaluation("test")[0])["restored"]

@@ -156,8 +156,9 @@ def test_ranges_follow_the_calls_over_several_batches(pyramid: PyramidTask) -> N
     assert torch.equal(once, torch.cat(by_hand, dim=1))
 
 
-@pytest.mark.parametrize(("given", "expected"), [(8, [8, 8, 8]), (5, [5, 5, 5]), ("match", [2, 8, 4]), (None, [])])
+@pytest.mark.parametrize(("given", "expected"), [(8, [8, 8, 8]), (5, [8, 5, 5]), ("match", [8, 8, 4]), (None, [])])
 def test_activation_bits(pyramid: PyramidTask, given: int | str | None, expected: list[int]) -> None:
+    """The first layer's input is the picture, which keeps its 8 bits."""
     student = Student(pyramid, trace_layers(pyramid), given)
     student.apply(Plan(("stem", "neck", "head"), (Choice(2), Choice(8), Choice(4))))
     assert [layer.activations[0].bits for layer in student.layers if layer.activations] == expected

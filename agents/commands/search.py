@@ -133,7 +133,7 @@ def search(
     :param beta: weight of accuracy in the reward; if not given 1 where a target bounds what the reward charges, else
         0.95
     :param observe_repaired: show agents what is left of each choice's damage after a repair
-    :param activation_bits: of every layer's input; None for float32
+    :param activation_bits: of every layer's input but the picture, which keeps 8; None for float32
     :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero; channels drops whole input
         channels, which makes networks faster too
     :param distillation: akd; akd+spark, in which a policy weighs its places; spark, the same without a task loss

@@ -144,7 +144,7 @@ def finetune(
         (fine structure alone, for restorers), attention (where features are active, for detectors)
     :param steps: gradient steps; 0 for post-training quantization
     :param alpha: share of the ground-truth loss; 1 for none, else 0.3 if not given
-    :param activation_bits: of every layer's input; None for float32
+    :param activation_bits: of every layer's input but the picture, which keeps 8; None for float32
     :param sparsity_pattern: N:M patterns need fewer bytes for which weights are zero; channels drops whole input
         channels, which makes networks faster too
     :param rounding: nearest codes, or codes that make good on training images what others spoil; by default compensated
