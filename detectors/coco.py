@@ -73,7 +73,7 @@ class CocoSplit:
         try:
             with Image.open(path) as image:
                 array = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"The image {path} cannot be read ({error}): replace it or remove its entry.") from error
         original = torch.from_numpy(array.copy()).permute(2, 0, 1)
         resized = resize(original, self.min_size, self.max_size, self.preparation)

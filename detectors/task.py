@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detectors.architecture import Architecture, Distillable, architecture_of
 from detectors.batches import Batch, layout_of
 from detectors.cache import cache_folder
+from detectors.checks import check_counts
 from detectors.coco import MOST_KEPT, CocoSplit, LazyBatches
 from detectors.detection import coco_rows, detections_map
 from detectors.errors import InputError
@@ -60,6 +61,14 @@ class DetectionTask:
         seed: int = 0,
         architecture: Architecture | None = None,
     ) -> None:
+        check_counts(
+            seed,
+            search_images=search_images,
+            test_images=test_images,
+            pool_images=pool_images,
+            calibration_images=calibration_images,
+            batch_size=batch_size,
+        )
         for role, split in splits.items():
             if not len(split):
                 raise InputError(f"The {role} split of '{name}' has no images: add some.")

@@ -11,6 +11,7 @@ from detectors.errors import InputError
 BITS = (2, 4, 8)
 SPARSITIES = (0.0, 0.25, 0.5, 0.75)
 PATTERNS = ("unstructured", "n:m", "channels")
+ACTIVATION_BITS = range(2, 9)
 PICTURE_BITS = 8
 
 
@@ -39,6 +40,12 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.bits} bit" + (f", {self.sparsity:.0%} sparse" if self.sparsity else "")
+
+
+def check_activation_bits(given: object) -> None:
+    """:raises InputError: if inputs cannot be rounded so"""
+    if given not in (None, "match", *ACTIVATION_BITS):
+        raise InputError(f"activation_bits is {given!r}: give 2 to 8, 'match' or None.")
 
 
 def input_bits(index: int, choice: Choice, activation_bits: int | str | None) -> int | None:

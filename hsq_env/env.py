@@ -15,7 +15,7 @@ from detectors.errors import InputError
 from hsq_env.actions import ACTION_SPACES, ALPHAS, ActionCodec
 from hsq_env.budget import Budget, nearest_allowed
 from hsq_env.checks import check_known, check_share
-from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan
+from hsq_env.choices import BITS, PATTERNS, SPARSITIES, Choice, Plan, check_activation_bits
 from hsq_env.compressor import POLICY_EPISODES, TABLE_MEGABYTES, Compressor
 from hsq_env.costs import LayerCosts
 from hsq_env.env_state import EnvState
@@ -87,7 +87,8 @@ class HSQEnv(gym.Env[Observation, Any]):
     - `"divergence"`: how much the step lowered `log(1 + divergence)`, times beta, less the cost of `"size"`.
 
     The terms stand in `info["reward_terms"]`. A student whose outputs are no numbers counts as accuracy 0, gets a
-    term of -1 and sets `info["diverged"]`.
+    term of -1 and sets `info["diverged"]`. So does a repair whose loss or gradient is no number: the block gets back
+    what it had before, and the accuracy is that of the layer without a repair.
 
     ## Starting State
     The student equals the teacher; the observation is that of the first layer. Equal actions give equal rewards, bit
@@ -174,8 +175,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         check_share("beta", beta)
         if not 0 <= table_megabytes < math.inf:
             raise InputError(f"table_megabytes is {table_megabytes!r}: give 0 or more (--table-megabytes).")
-        if activation_bits not in (None, "match", *range(2, 9)):
-            raise InputError(f"activation_bits is {activation_bits!r}: give 2 to 8, 'match' or None.")
+        check_activation_bits(activation_bits)
         self._executed: list[int] = []
         self._accuracy, self._divergence = 1.0, 0.0
         self.task, self.reward, self.alpha, self.beta, self.render_mode = task, reward, alpha, beta, render_mode
@@ -396,17 +396,17 @@ class HSQEnv(gym.Env[Observation, Any]):
 
         :param options: `alpha` and `beta` for this and the following episodes, `target_ratio` for this one
         """
-        super().reset(seed=seed)
-        given = dict(options or {})
-        targets = list(self.budgets)
-        if "target_ratio" in given:
-            check_known("target ratio", given["target_ratio"], targets)
-            self.target_ratio = given.pop("target_ratio")
-        elif len(targets) > 1:
-            self.target_ratio = targets[int(self.np_random.integers(len(targets)))]
+        given, targets = dict(options or {}), list(self.budgets)
         for name in given:
             check_known("reset option", name, ("alpha", "beta", "target_ratio"))
+        if "target_ratio" in given:
+            check_known("target ratio", given["target_ratio"], targets)
+        target = given.pop("target_ratio", None)
         self.set_weights(**{"alpha": self.alpha, "beta": self.beta, **given})
+        super().reset(seed=seed)
+        if target is None and len(targets) > 1:
+            target = targets[int(self.np_random.integers(len(targets)))]
+        self.target_ratio = targets[0] if target is None else target
         self.compressor.reset()
         self._executed, self._accuracy, self._divergence = [], 1.0, 0.0
         return self._observation(), self._state_info()
@@ -418,7 +418,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         """
         for name, value in (("alpha", alpha), ("beta", beta)):
             check_share(name, value)
-            setattr(self, name, float(value))
+        self.alpha, self.beta = float(alpha), float(beta)
 
     def fork(self) -> "HSQEnv":
         """An independent copy at the same place in the episode.

@@ -48,8 +48,8 @@ class _InputStatistics:
         self.count = self.zeros = 0
         self.total = self.squares = 0.0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        self.positions += y.numel() // y.shape[1] if y.dim() == 4 else y.numel() // y.shape[-1]
+    def add(self, x: Tensor, y: Tensor, channels: int) -> None:
+        self.positions += y.numel() // channels
         self.lows.append(x.min().item())
         self.highs.append(x.max().item())
         self.count += x.numel()
@@ -68,8 +68,8 @@ def trace_layers(task: Task) -> tuple[LayerInfo, ...]:
     modules = {name: m for name, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
 
     def hook(name: str) -> Any:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            statistics.setdefault(name, _InputStatistics(current)).add(inputs[0], output)
+        def record(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            statistics.setdefault(name, _InputStatistics(current)).add(inputs[0], output, len(module.weight))
 
         return record
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hsq_env.distillation import AKD
-from hsq_env.distillation.spark import Spark
+from hsq_env.distillation.spark import Spark, check_places
 from hsq_env.finetuning import GRADIENT_CLIP, LearningRates, akd_loss_and_divergence, float32_outputs, training
 from hsq_env.kept_training import KeptTraining
 from hsq_env.layers import CompressedLayer, learned_ranges
 from hsq_env.lessons import LessonsInPassing
-from hsq_env.states import distilled_kinds, run
+from hsq_env.states import distilled_example, run
 from hsq_env.student import Student
 from hsq_env.task import Batch, Distilled, Stage, State
 
@@ -173,12 +173,16 @@ def finetune_all(
     :param frozen_pace: factor of the learning rates in those
     :return: whether the losses stayed finite
     :raises ValueError: for a ``frozen_share`` outside of [0, 1]
+    :raises InputError: for ``spark`` where nothing that is distilled has places
     """
     task = student.task
     criterion = spark.criterion if spark is not None else criterion or AKD()
     teacher_stages = task.stages(task.teacher)
     pace = long_pace(student, criterion) if pace is None else pace
-    images = "pixels" in distilled_kinds(task)
+    example = distilled_example(task)
+    if spark is not None:
+        check_places(criterion, example)
+    images = any(item.kind == "pixels" for item in example)
     schedule = Schedule(steps, _frozen_steps(steps, frozen_share, images), pace, frozen_pace)
 
     half = bfloat16

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from detectors.errors import InputError
-from hsq_env.choices import PATTERNS, Choice, Plan
+from hsq_env.choices import ACTIVATION_BITS, PATTERNS, Choice, Plan
 from hsq_env.coding import restore
 
 JOINED = {"scales": torch.bfloat16, "biases": torch.float16, "ranges": torch.float32, "floats": torch.float32}
 LARGEST_HEADER = 64, 4096  # times its stored size, and bytes on top: text shrinks, but not without end
 MOST_RANGES = 1024  # calls of one layer in a forward pass
-ACTIVATION_BITS = range(2, 9)
 
 
 @dataclass(frozen=True)

@@ -138,13 +138,16 @@ class PrefixTable:
             node.parent.children.pop(node.decision, None)  # type: ignore[arg-type]
 
     def rows(self) -> list[Row]:
-        """All nodes without their weights, parents before their children, as ``restore`` takes them."""
-        newest_first = list(reversed(self._nodes.values()))  # ancestors are the more recent ones
-        numbers = {id(node): number for number, node in enumerate(newest_first)}
-        rows = []
-        for node in newest_first:
+        """All nodes without their weights, parents before their children, as ``restore`` takes them.
+
+        What hangs on a node that has gone, since a fork still stood there, is left out: nothing leads to it.
+        """
+        numbers, rows = {id(self.root): -1}, list[Row]()
+        for node in reversed(self._nodes.values()):  # newest first: ancestors are the more recent ones
             assert node.decision is not None
-            rows.append((numbers.get(id(node.parent), -1), node.decision, node.outcome))
+            if id(node.parent) in numbers:
+                numbers[id(node)] = len(rows)
+                rows.append((numbers[id(node.parent)], node.decision, node.outcome))
         return rows
 
     def restore(self, rows: Sequence[Row], lookups: int = 0, hits: int = 0) -> None:

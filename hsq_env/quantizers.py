@@ -177,7 +177,7 @@ def fitted_range(x: Tensor, bits: int) -> ActivationRange:
 
 
 def activation_range(low: float, high: float, bits: int) -> ActivationRange:
-    """The range that covers [low, high] and holds zero exactly.
+    """The range that covers [low, high] up to half a step, and holds zero exactly.
 
     >>> found = activation_range(-1.0, 3.0, bits=2)
     >>> found.zero_point, found(torch.tensor([-5.0, 0.0, 1.4, 9.0])).tolist()

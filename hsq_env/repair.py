@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detectors.errors import InputError
 from hsq_env.distillation import AKD
+from hsq_env.distillation.spark import check_places
 from hsq_env.finetuning import LearningRates, akd_loss_and_divergence, finetune_block, float32_outputs
 from hsq_env.lessons import lesson
 from hsq_env.shortcuts import Shortcuts
@@ -36,6 +38,7 @@ class Repair:
     :param bfloat16: run forward and backward passes under autocast
     :param distillation: "akd"; "akd+spark", in which a policy weighs its places; "spark", the same without a task loss
     :param policy_episodes: in which that policy learns
+    :raises InputError: if there is nothing that a policy could weigh, or hold back for its lessons
     """
 
     def __init__(
@@ -55,6 +58,13 @@ class Repair:
         self.policy = StepPolicy(criterion, policy_episodes) if distillation != "akd" and steps else None
         self.kept = KeptStates(teacher.task.finetuning(), shortcuts.resume, tuning=True, bfloat16=bfloat16)
         self.expected = [teacher.outputs(batch) for batch in self.kept.batches] if steps else []
+        if self.policy is not None:
+            check_places(criterion, self.expected[0])
+            if len(self.expected) <= steps:
+                raise InputError(
+                    f"SPARK holds a minibatch back from each step, and of {steps} minibatches in a step and "
+                    f"{len(self.expected)} in the pool none is left: give a larger pool (--pool-images)."
+                )
 
     def fork(self) -> "Repair":
         """For another student, which shares what no step changes."""

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from hsq_env.choices import BITS, Choice
 
-DIVERGED = -1.0  # added where the student's outputs are no numbers
+DIVERGED = -1.0  # added where the student's outputs, or the losses of its repair, are no numbers
 
 
 @dataclass(frozen=True)
 class StepOutcome:
     """What a reward may look at.
 
-    :param accuracy: student over teacher on the search split, 0 where the student diverged
+    :param accuracy: student over teacher on the search split, 0 where its outputs are no numbers
     :param choice: executed in this step
     :param layer_share: bytes of the layer over its float32 bytes
     :param model_share: the layer's float32 bytes over those of all layers, times the number of layers; 1 on average

@@ -13,7 +13,7 @@ the fitted ratio meets its target, so that it lies on one side of the kink or on
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,7 +213,11 @@ class SelfEvaluation:
         return mse(accuracy, ratio, self.target_accuracy, self.target_ratio, self.penalty)
 
     def observe(self, window: Window) -> Adjustment:
-        """Take note of a window and say what to use next."""
+        """Take note of a window and say what to use next.
+
+        A beta outside of ``betas``, as 1 is, counts as the nearest inside.
+        """
+        window = replace(window, beta=min(max(window.beta, self.betas[0]), self.betas[1]))
         degraded = self._degraded(window)
         self.windows.append(window)
         if degraded:

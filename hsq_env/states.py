@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from detectors.stages import run_stages
-from hsq_env.task import Batch, Stage, State, Task
+from hsq_env.task import Batch, Distilled, Stage, State, Task
 
 
 def run(stages: Sequence[Stage], state: State, start: int = 0, stop: int | None = None) -> State:
@@ -150,7 +150,11 @@ class KeptStates:
 
 
 @torch.no_grad()
+def distilled_example(task: Task) -> Sequence[Distilled]:
+    """What a task distils: the teacher's on the first calibration batch."""
+    return task.distilled(run(task.stages(task.teacher), {"images": task.calibration()[0].images}))
+
+
 def distilled_kinds(task: Task) -> set[str]:
     """What kinds of outputs a task distils."""
-    state = run(task.stages(task.teacher), {"images": task.calibration()[0].images})
-    return {item.kind for item in task.distilled(state)}
+    return {item.kind for item in distilled_example(task)}

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from detectors.progress import each
 from detectors.stages import run_stages
 from hsq_env.channels import ChannelGroup, channel_groups, channel_orders
-from hsq_env.choices import Choice, Plan, input_bits
+from hsq_env.choices import Choice, Plan, check_activation_bits, input_bits
 from hsq_env.layer_info import LayerInfo
 from hsq_env.layers import CompressedLayer, PackedLayer, Variant, make_compressible, pack_mask, unpack_mask
 from hsq_env.quantizers import ActivationRange, activation_range
 from hsq_env.task import Batch, Stage, Task
 
 LONG = 50  # batches of an evaluation that show how far it is
-ACTIVATION_BITS = 8  # by default, whatever the weights have
+DEFAULT_ACTIVATION_BITS = 8  # by default, whatever the weights have
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,18 @@ class Student:
         leaves them in float32, "match" takes the weights' bits
     :param pattern: of sparsity, "unstructured", "n:m" or "channels" (whole input channels, see ``hsq_env.channels``)
     :param keep_variants: make the variants of untouched layers once
+    :raises InputError: for ``activation_bits`` that no file can hold
     """
 
     def __init__(
         self,
         task: Task,
         infos: Sequence[LayerInfo],
-        activation_bits: int | str | None = ACTIVATION_BITS,
+        activation_bits: int | str | None = DEFAULT_ACTIVATION_BITS,
         pattern: str = "unstructured",
         keep_variants: bool = False,
     ) -> None:
+        check_activation_bits(activation_bits)
         self.task, self.infos = task, tuple(infos)
         self.activation_bits, self.pattern = activation_bits, pattern
         self.keep_variants = keep_variants

@@ -57,7 +57,7 @@ def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             image.load()
             return _converted(image, path, channels)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image ({error}): remove it or save it again.") from error
 
 
@@ -72,7 +72,11 @@ def _converted(image: Image.Image, path: Path, channels: int) -> NDArray[np.uint
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise InputError(f"{path} has values outside 16 bits: save it with 8 or 16 bits per channel.")
+        if image.mode == "I" and values.max() < 256:  # as 16 bits it would be black
+            raise InputError(f"{path} has 32 bits per pixel and none above 255: save it with 8 bits per channel.")
         image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise InputError(f"{path} has floating-point values: save it with 8 or 16 bits per channel.")
     if channels == 3 and image.mode in ("L", "1"):
         raise InputError(f"{path} is grey, but the network restores colour: give colour images or a grey teacher.")
     return np.array(image.convert(MODES[channels]), dtype=np.uint8)

@@ -6,6 +6,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 Image = NDArray[np.float64]  # (H, W) or (H, W, 3), in [0, 1]
+MOST_DB = 100.0  # of PSNR: two equal images have infinitely many, which no mean over images survives
 
 
 def luminance(image: Image) -> Image:
@@ -27,9 +28,11 @@ def comparable(restored: Image, clean: Image, shave: int = 0, y_only: bool = Fal
 
 
 def psnr(restored: Image, clean: Image, shave: int = 0, y_only: bool = False) -> float:
-    """Peak signal to noise ratio in dB, the peak being 1; see ``comparable``."""
+    """Peak signal to noise ratio in dB, the peak being 1, at most ``MOST_DB``; see ``comparable``."""
     found, expected = comparable(restored, clean, shave, y_only)
-    return float(peak_signal_noise_ratio(expected, found, data_range=1.0))
+    if np.array_equal(found, expected):
+        return MOST_DB
+    return min(MOST_DB, float(peak_signal_noise_ratio(expected, found, data_range=1.0)))
 
 
 def ssim(restored: Image, clean: Image, shave: int = 0, y_only: bool = False) -> float:

@@ -1,4 +1,4 @@
-"""Restoration networks: DnCNN, EDSR-baseline and SRResNet, built so that published weights fit by name."""
+"""Restoration networks: DnCNN, to which published weights fit by name, EDSR-baseline and SRResNet."""
 
 from collections.abc import Callable
 from functools import partial

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.architecture import Distillable
+from detectors.checks import check_counts
 from detectors.errors import InputError
 from detectors.stages import Stage, State
 from restorers.degradation import add_noise, crop_to_multiple, enlarge, reduce
@@ -73,6 +74,14 @@ class RestorationTask:
         patch: int = DEFAULT_PATCH,
         seed: int = 0,
     ) -> None:
+        check_counts(
+            seed,
+            search_images=search_images,
+            test_images=test_images,
+            pool_images=pool_images,
+            calibration_images=calibration_images,
+            batch_size=batch_size,
+        )
         smallest = SMALLEST_PATCH * spec.scale
         if patch % spec.scale or patch < smallest:
             raise InputError(

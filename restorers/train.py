@@ -56,6 +56,8 @@ def train_restorer(
         raise InputError(f"{out} exists already: remove it or give another file with --out.")
     if epochs < 1 or steps_per_epoch < 1 or batch_size < 1:
         raise InputError(f"{epochs} epochs of {steps_per_epoch} batches of {batch_size}: each must be 1 or more.")
+    if not learning_rate > 0:
+        raise InputError(f"The learning rate is {learning_rate}: give a number above 0.")
     torch.manual_seed(seed)
     model = spec.build()
     data = RestorationTask("training", model, spec, splits, pool_images=1, calibration_images=1, batch_size=batch_size,

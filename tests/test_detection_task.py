@@ -158,6 +158,13 @@ def test_the_layers_of_a_detector(task: Sure) -> None:
     assert infos[0].name == "backbone.body.conv1" and infos[0].shape == (16, 3, 7, 7)
 
 
+def test_counts_below_one_are_refused(splits: dict[str, CocoSplit]) -> None:
+    wrong = {"seed": -1, "pool_images": 0, "calibration_images": 0, "batch_size": 0, "search_images": -3}
+    for name, value in wrong.items():
+        with pytest.raises(InputError, match=f"{name} is {value}"):
+            DetectionTask("shapes", random_detector(), SPEC, splits, **{name: value})
+
+
 def test_an_empty_split_is_refused(splits: dict[str, CocoSplit]) -> None:
     empty = {**splits, "search": splits["search"].first(0)}
     with pytest.raises(InputError, match="The search split of 'shapes' has no images"):

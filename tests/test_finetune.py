@@ -91,6 +91,7 @@ def test_a_policy_goes_on(tiny: TinyTask, tmp_path: Path) -> None:
         ({"alpha": 1.5}, "alpha is 1.5: give a share"),
         ({"steps": -1}, "-1 steps and a lesson every 5"),
         ({"policy_every": 0}, "300 steps and a lesson every 0"),
+        ({"activation_bits": 16}, "activation_bits is 16: give 2 to 8"),
     ],
 )
 def test_settings_that_do_not_go(given: dict[str, Any], said: str, tiny: TinyTask, tmp_path: Path) -> None:

@@ -42,6 +42,32 @@ def test_sixteen_bits_lose_the_lower_half(tmp_path: Path) -> None:
     assert found.tolist() == [[0, 0, 1], [156, 255, 255]]
 
 
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (np.full((4, 4), 0.5, np.float32), r"x\.tiff has floating-point values: save it with 8 or 16 bits"),
+        (np.full((4, 4), 255, np.int32), r"x\.tiff has 32 bits per pixel and none above 255: save it with 8 bits"),
+        (np.full((4, 4), 65536, np.int32), r"x\.tiff has values outside 16 bits"),
+    ],
+    ids=["float", "dark", "large"],
+)
+def test_values_that_would_be_black(pixels: np.ndarray, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        read_image(write(tmp_path / "x.tiff", pixels), 1)
+
+
+def test_thirty_two_bits_with_values_of_sixteen(tmp_path: Path) -> None:
+    values = np.array([[256, 40000]], dtype=np.int32)
+    assert read_image(write(tmp_path / "x.tiff", values), 1).tolist() == [[1, 156]]
+
+
+def test_images_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "huge.png", picture())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"huge\.png cannot be read as an image .*exceeds limit"):
+        read_image(path, 3)
+
+
 def test_palettes_are_looked_up(tmp_path: Path) -> None:
     image = Image.fromarray(picture(4, 4)).quantize(8)
     image.save(tmp_path / "palette.png")
@@ -190,8 +216,15 @@ def test_psnr_by_hand() -> None:
     assert psnr(clean + 0.1, clean) == pytest.approx(20)
     restored = clean.copy()
     restored[0] = 0.6  # in the border alone
-    assert psnr(restored, clean) == pytest.approx(20 + 10 * np.log10(8)) and psnr(restored + 1e-9, clean, shave=1) > 100
+    assert psnr(restored, clean) == pytest.approx(20 + 10 * np.log10(8))
+    assert psnr(restored + 1e-9, clean, shave=1) == 100
     assert psnr(np.full((8, 8), 3.0), np.ones((8, 8)) - 0.1) == pytest.approx(20)  # clipped to 1
+
+
+def test_equal_images_have_a_hundred_and_not_infinitely_many() -> None:
+    """A white page or a black sky among the images would make every mean infinite."""
+    flat, other = np.full((8, 8), 0.5), np.full((8, 8), 0.6)
+    assert [psnr(flat, flat), psnr(other, flat)] == pytest.approx([100, 20])
 
 
 def test_luminance_is_bt601() -> None:

@@ -177,6 +177,19 @@ def test_a_restored_table_goes_on_as_the_other_but_for_its_weights() -> None:
     assert used(other) == [(ONE,), (TWO,)]
 
 
+def test_rows_leave_out_what_hangs_on_a_node_that_has_gone() -> None:
+    """Taken for the root's children, such nodes would be found where they never were."""
+    table = PrefixTable(2 * NODE_BYTES)
+    lost = walk(table, ONE, TWO)
+    walk(table, THREE)
+    assert reached(table) == {(ONE,), (THREE,)}
+    table.add(lost, THREE, Outcome(7.0, True, 0.25))  # a fork still stands there
+    assert used(table) == [(ONE, TWO, THREE), (ONE,)]  # of which the former cannot be reached
+    assert table.rows() == [(-1, ONE, Outcome(0.0, True, 0.25))]
+    table.restore(table.rows())
+    assert reached(table) == {(ONE,)}
+
+
 def test_restoring_nothing_empties_a_table() -> None:
     table = grown()
     table.restore([])

@@ -1,5 +1,6 @@
 """A restorer in the environment, with two tiny networks and pictures of stripes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,30 @@ def test_fine_tuning_repairs(task: RestorationTask) -> None:
 def test_patches_that_do_not_go(patch: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         make(ENLARGING, patch=patch)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": -1}, "The seed is -1: give 0 or more (--seed)."),
+        ({"batch_size": 0}, "batch_size is 0: give 1 or more (--batch-size)."),
+        ({"pool_images": 0}, "pool_images is 0: give 1 or more"),
+        ({"calibration_images": 0}, "calibration_images is 0: give 1 or more"),
+        ({"search_images": -1}, "search_images is -1: give 1 or more"),
+        ({"test_images": 0}, "test_images is 0: give 1 or more"),
+    ],
+)
+def test_numbers_that_do_not_go(given: dict[str, int], said: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(said)):
+        make(DENOISING, **given)
+
+
+def test_a_flat_patch_that_is_restored_exactly_leaves_psnr_finite() -> None:
+    """White pages: rounded to 8 bits, outputs equal them, and so does what bicubic interpolation makes of them."""
+    task = make(ENLARGING)
+    pages = Photos(("a.png", "b.png"), (np.full((40, 36, 3), 255, np.uint8), photos(1, 3, seed=5).pixels[0]))
+    task = RestorationTask("pages", task.teacher, ENLARGING, {**splits(3), "search": pages}, patch=16)
+    assert 20 < task.untreated_metric("search") < 100
 
 
 def test_images_that_do_not_go() -> None:

@@ -197,6 +197,14 @@ def test_beta_is_moved_towards_the_ratio_and_within_its_bounds(ratio: float, bet
     assert found.mse == mse(0.9, ratio, 0.95, 9.0, 0.01) and "beta is unknown" in found.reason
 
 
+@pytest.mark.parametrize(("beta", "bound"), [(1.0, 0.995), (0.0, 0.05)])
+def test_a_beta_without_log_odds_counts_as_the_nearest_bound(beta: float, bound: float) -> None:
+    """A search that weighs accuracy alone begins with 1."""
+    without, at_bound = SelfEvaluation(0.95, 9.0), SelfEvaluation(0.95, 9.0)
+    for ratio in (12.0, 5.0, 8.0):
+        assert without.observe(at(0.9, ratio, beta=beta)) == at_bound.observe(at(0.9, ratio, beta=bound))
+
+
 @pytest.mark.parametrize(("alpha", "then"), [(0.4, 0.55), (0.85, 1.0), (0.9, 0.75)])
 @pytest.mark.parametrize("ratio", [5.0, 12.0])
 def test_alpha_is_moved_up_where_there_is_room(alpha: float, then: float, ratio: float) -> None:

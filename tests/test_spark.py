@@ -11,11 +11,13 @@ from helpers import random_plan
 from tiny_task import Distilled, TinyTask
 from torch import Tensor, nn
 
+from detectors.errors import InputError
 from hsq_env import lessons
 from hsq_env.distillation import AKD
 from hsq_env.distillation.akd import Places, box_divergence, channel_divergence
 from hsq_env.distillation.policy import spread_over, weights_of
 from hsq_env.distillation.spark import Spark, cell_losses, place_rewards
+from hsq_env.env import HSQEnv
 from hsq_env.file import save_hsq
 from hsq_env.layer_info import trace_layers
 from hsq_env.lessons import Begun, end, error_maps, lesson
@@ -252,6 +254,23 @@ def test_training_with_spark_teaches_the_policy_and_leaves_no_trace_in_the_file(
     assert sizes[0] == sizes[1]
     values = zip(with_policy.model.parameters(), without.model.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in values)
+
+
+class LogitsAlone(TinyTask):
+    """Without the feature maps that give its logits places."""
+
+    def distilled(self, outputs: Any) -> Any:
+        return [item for item in super().distilled(outputs) if item.kind == "logits"]
+
+
+def test_a_policy_needs_places() -> None:
+    task = LogitsAlone()
+    said = r"what is distilled here \(logits\) has none: let the task distil its feature maps too, or choose akd"
+    with pytest.raises(InputError, match=said):
+        HSQEnv(task, distillation="akd+spark", sensitivities=np.zeros((7, 12)))
+    with pytest.raises(InputError, match=said):
+        finetune_all(Student(task, trace_layers(task)), 3, spark=Spark())
+    assert finetune_all(Student(task, trace_layers(task)), 3)
 
 
 def test_a_policy_that_has_not_learned_distils_like_akd(tiny: TinyTask) -> None:

@@ -40,6 +40,14 @@ def version(env: HSQEnv) -> int:
     return env.compressor.policy.version
 
 
+@pytest.mark.parametrize("steps", [4, 5])
+def test_a_minibatch_must_be_left_to_hold_back(tiny: TinyTask, steps: int) -> None:
+    with pytest.raises(InputError, match=rf"of {steps} minibatches in a step and 4 in the pool none is left"):
+        make(tiny, step_minibatches=steps)
+    make(tiny, step_minibatches=3)
+    make(tiny, "akd", step_minibatches=steps)
+
+
 def test_the_policy_learns_between_episodes_and_then_stays(tiny: TinyTask) -> None:
     env = make(tiny, policy_episodes=2)
     seen, versions = [], []

@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers import outputs, random_plan, student_logits
 from pyramid_task import PyramidTask
-from tiny_task import TinyTask
-from torch import Tensor
+from tiny_task import TinyStage, TinyTask
+from torch import Tensor, nn
 
+from detectors.errors import InputError
 from hsq_env.choices import Choice, Plan
 from hsq_env.file import student_bytes
 from hsq_env.layer_info import LayerInfo, trace_layers
@@ -48,6 +49,27 @@ def test_shapes_and_work(infos: tuple[LayerInfo, ...], pyramid: PyramidTask) -> 
     # positions of the output per image times weights
     assert [stem.macs, head.macs, logits.macs] == [64 * 144, 64 * 256, 4 * 48]
     assert [info.macs for info in trace_layers(pyramid)] == [64 * 216, 3 * 64 * 64, (64 + 16 + 4) * 288]
+
+
+class ChannelsLast(nn.Module):
+    """A linear layer over a map whose channels come last, as in Swin and ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.Linear(6, 10)
+
+
+def test_work_of_a_linear_layer_over_a_map() -> None:
+    class Task(TinyTask):
+        def stages(self, model: nn.Module) -> Any:
+            assert isinstance(model, ChannelsLast)
+            mix = lambda state: {"x": model.mix(model.stem(state["images"]).permute(0, 2, 3, 1))}  # noqa: E731
+            return [TinyStage("all", "all", frozenset({"images"}), mix)]
+
+    task = Task()
+    task.teacher = ChannelsLast()
+    height, width = (side // 2 for side in task.calibration()[0].images.shape[2:])
+    assert [info.macs for info in trace_layers(task)] == [height * width * 54, height * width * 60]
 
 
 def test_input_statistics_equal_numpy(pyramid: PyramidTask) -> None:
@@ -162,6 +184,12 @@ def test_activation_bits(pyramid: PyramidTask, given: int | str | None, expected
     student = Student(pyramid, trace_layers(pyramid), given)
     student.apply(Plan(("stem", "neck", "head"), (Choice(2), Choice(8), Choice(4))))
     assert [layer.activations[0].bits for layer in student.layers if layer.activations] == expected
+
+
+@pytest.mark.parametrize("given", [0, 1, 9, 16, -1, "all"])
+def test_activation_bits_that_no_file_can_hold(pyramid: PyramidTask, given: int | str) -> None:
+    with pytest.raises(InputError, match=f"activation_bits is {given!r}: give 2 to 8, 'match' or None"):
+        Student(pyramid, trace_layers(pyramid), given)
 
 
 # ---- scopes

@@ -64,6 +64,18 @@ def test_a_state_holds_its_target(tiny: TinyTask) -> None:
         HSQEnv(tiny, target_ratio=4.0, step_minibatches=0).set_state(state)
 
 
+def test_a_refused_reset_changes_nothing(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, target_ratio=(4.0, 12.0), step_minibatches=0, sensitivities=NO_SENSITIVITIES)
+    env.reset(seed=3, options={"target_ratio": 4.0, "alpha": 0.2, "beta": 0.7})
+    env.step(0)
+    state, drawn = env.get_state(), env.np_random.bit_generator.state
+    for options in ({"target_ratio": 12.0, "beta": 3}, {"alpha": 0.5, "beta": -1}, {"target_ratio": 12.0, "gamma": 1}):
+        with pytest.raises(InputError):
+            env.reset(seed=4, options=options)
+        assert env.get_state() == state and env.np_random.bit_generator.state == drawn
+        assert (env.alpha, env.beta, env.target_ratio) == (0.2, 0.7, 4.0)
+
+
 def test_targets_that_cannot_be(tiny: TinyTask) -> None:
     with pytest.raises(InputError, match="target ratio of 13 cannot be reached"):
         HSQEnv(tiny, target_ratio=(4.0, 13.0))

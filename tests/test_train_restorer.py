@@ -72,6 +72,9 @@ def test_half_precision_halves_the_file(tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"epochs": 0}, "0 epochs of 12 batches of 4"),
+        ({"learning_rate": -1.0}, r"The learning rate is -1\.0: give a number above 0"),
+        ({"learning_rate": float("nan")}, "The learning rate is nan: give a number above 0"),
+        ({"seed": -1}, "The seed is -1: give 0 or more"),
         ({"patch": 64}, "smaller than the patch of 64"),
         ({"learning_rate": float("inf")}, "The training loss became infinite or NaN"),
     ],

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detectors.errors import InputError
 from hsq_env.distillation.akd import AKD
 from hsq_env.distillation.difficulty import difficulty
 from hsq_env.distillation.policy import Draw, Reinforce, SpatialPolicy
@@ -58,6 +59,16 @@ class _Detached:
 
     def __init__(self, item: Distilled) -> None:
         self.name, self.kind, self.tensor = item.name, item.kind, item.tensor.detach()
+
+
+def check_places(criterion: AKD, outputs: Sequence[Distilled]) -> None:
+    """:raises InputError: if nothing of the outputs has places that weights could be given to"""
+    if not criterion.gaps(outputs, outputs):
+        kinds = ", ".join(sorted({item.kind for item in outputs}))
+        raise InputError(
+            f"SPARK weighs places, and what is distilled here ({kinds}) has none: let the task distil its feature maps "
+            "too, or choose akd (--distillation)."
+        )
 
 
 def place_rewards(weights: Tensor, before: Tensor, after: Tensor) -> Tensor:

@@ -1,0 +1,12 @@
+"""Numbers that are checked before anything is done with them."""
+
+from detectors.errors import InputError
+
+
+def check_counts(seed: int, **counts: int | None) -> None:
+    """:raises InputError: for a negative seed or a count below 1; None means all and is none"""
+    if seed < 0:
+        raise InputError(f"The seed is {seed}: give 0 or more (--seed).")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}: give 1 or more (--{name.replace('_', '-')}).")
