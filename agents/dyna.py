@@ -13,7 +13,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from agents.baselines.planner import SurrogatePlanner
 from agents.masked import ExploresAllowed
 from agents.pretrain import TARGET_SYNC, margin_step, sync_target
-from agents.rollout import Transition
+from agents.rollout import Transition, executed_choices
 from agents.surrogate import Guess, practice_env
 from agents.walk import Walk
 from detectors.progress import each
@@ -69,6 +69,15 @@ class Dyna(BaseCallback):
             self._practise(self.first)
         for worker in range(workers):
             self._propose(worker)
+
+    def draw_anew(self, seed: int, steps: list[Transition]) -> None:
+        """Go on with other random numbers from a checkpoint after which there were more episodes.
+
+        :param steps: of these
+        """
+        self._rng = np.random.default_rng(seed)
+        self.planner.draw_anew(seed, [executed_choices(self.planner.env, i["plan"]) for *_, i in steps if "plan" in i])
+        learn_from_rollouts(self.planner, steps)
 
     def on_new_workers(self) -> None:
         """The episodes that were going on are lost."""

@@ -14,6 +14,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import ALGORITHMS, action_space_of, make_agent, stores_executed
@@ -24,11 +25,21 @@ from agents.dyna import Dyna, learn_from_rollouts
 from agents.evaluation_budget import EvaluationBudget
 from agents.executed import end_episodes
 from agents.keep_best import KeepBest
-from agents.keeper import Keeper, Training, learn
+from agents.keeper import Keeper, Training, all_callbacks, learn
 from agents.own_agent import agent_of, factory_of
 from agents.plan_agent import PlanAgent
 from agents.replay import fill_replay, load_policy, replay_of
-from agents.rollout import Policy, Transition, executed_choices, play, rollout, seed_replay, train_agent
+from agents.rollout import (
+    Policy,
+    Transition,
+    executed_choices,
+    play,
+    revisited,
+    rollout,
+    seed_replay,
+    store,
+    train_agent,
+)
 from agents.search_log import SearchLog
 from agents.self_evaluation import SelfEvaluationCallback
 from agents.shared_evaluations import SharedEvaluations
@@ -85,8 +96,9 @@ class Explorer:
     def check(self) -> None:
         """:raises InputError: for settings that no search can have"""
         check_workers(self.workers)
-        if self.cluster is not None and (self.algo not in ALGORITHMS and ":" not in self.algo):
-            raise InputError(f"'{self.algo}' tries one plan after the other: leave out --ray, or choose an agent.")
+        if self.apart and self.algo in BASELINES:
+            left_out = "--workers" if self.cluster is None else "--ray"
+            raise InputError(f"'{self.algo}' tries one plan after the other: leave out {left_out}, or choose an agent.")
         if ":" in self.algo:
             factory_of(self.algo)
         elif self.algo not in (*ALGORITHMS, *BASELINES):
@@ -233,16 +245,13 @@ class Explorer:
         stand(env, begun.standing)
         for steps in begun.spent:
             log.count(steps)
+        lost = revisited(env, begun.lost)
         spent = env.evaluations + log.steps - log.visited_steps
         left = None if self.evaluations is None else max(0, self.evaluations - spent)
         with contextlib.ExitStack() as stack:
             if self.apart:
                 agent.set_env(stack.enter_context(self._side_by_side(env, log, left)))
-                assert agent.env is not None
-                agent.env.seed(self.seed + SEEDS * (1 + self._played(log)))  # other targets than the first time
-                buffer = replay_of(agent)
-                if buffer is not None and buffer.size():
-                    end_episodes(buffer, range(buffer.n_envs))
+                _teach(begun, lost, self.seed + SEEDS * (1 + self._played(log)))
             on_agent(agent)
             if logger is not None:
                 agent.set_logger(logger())
@@ -330,3 +339,17 @@ class Explorer:
     def _played(self, log: SearchLog) -> int:
         """Finished episodes of the agent."""
         return sum(episode.source == self.algo for episode in log.episodes)
+
+
+def _teach(begun: Training, steps: list[Transition], seed: int) -> None:
+    """Let an agent and its model know the steps of lost episodes, and draw others from now on."""
+    agent = begun.callbacks.model
+    agent.set_random_seed(seed)
+    buffer = replay_of(agent)
+    if buffer is not None and buffer.size():
+        end_episodes(buffer, range(buffer.n_envs))
+    if buffer is not None and isinstance(agent, OffPolicyAlgorithm):
+        store(agent, steps, buffer)
+    for callback in all_callbacks(begun.callbacks):
+        if isinstance(callback, Dyna):
+            callback.draw_anew(seed, steps)

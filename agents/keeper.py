@@ -5,15 +5,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.callbacks import EpisodeRecorder
 from agents.checkpoint import Checkpoints, freeze, random_states, set_random_states, thaw
+from agents.episode import Episode
 from agents.training_progress import TrainingProgress
 from hsq_env.env import HSQEnv
 from hsq_env.standing import Standing, standing_of
@@ -31,6 +33,7 @@ class Training:
     :param noise: attributes of the agent's action noise, which SB3 resets when it goes on
     :param random: see ``random_states``
     :param spent: ``steps_taken`` of worker processes
+    :param lost: episodes that the agent has finished since, which count and of which it does not know
     """
 
     callbacks: "Callbacks"
@@ -39,6 +42,7 @@ class Training:
     noise: dict[str, Any]
     random: dict[str, Any]
     spent: list[tuple[int, int]]
+    lost: list[Episode] = field(default_factory=list)
 
 
 class Keeper:
@@ -129,17 +133,19 @@ class Keeper:
         return Training(callbacks, agent._total_timesteps, standing_of(self.env), noise, random_states(), spent)
 
     @contextmanager
-    def deferring_signals(self) -> Iterator[None]:
+    def deferring_signals(self, present: str = "step") -> Iterator[None]:
         """Inside, Ctrl-C and SIGTERM end the search after the present step, with a checkpoint; twice they do at once.
 
         Only a main thread hears of signals; in another nothing is changed.
+
+        :param present: what is finished first
         """
 
         def stop(number: int, frame: Any) -> None:
             if self.stopping:
                 raise KeyboardInterrupt
             self.stopping = True
-            self.say("Stopping after the present step, with a checkpoint; once more to stop at once.")
+            self.say(f"Stopping after the present {present}, with a checkpoint; once more to stop at once.")
 
         with handling_signals(stop):
             yield
@@ -198,7 +204,8 @@ class Callbacks(CallbackList):
                 callback.on_new_workers()
         if agent.action_noise is not None:
             vars(agent.action_noise).update(training.noise)
-        set_random_states(training.random)
+        if isinstance(self.training_env.unwrapped, DummyVecEnv):  # others would play the same episodes again
+            set_random_states(training.random)
 
     def _on_rollout_start(self) -> None:
         if self.keeper is not None:
@@ -230,7 +237,8 @@ def learn(agent: BaseAlgorithm, total: int, callbacks: Callbacks) -> None:
     """Let an agent learn up to ``total`` steps, from where its training stands if it is a resumed one."""
     resumed = callbacks.resumed is not None
     left = total - agent.num_timesteps if resumed else total
-    with callbacks.keeper.deferring_signals() if callbacks.keeper is not None else _nothing():
+    present = f"rollout of {agent.n_steps} steps" if isinstance(agent, OnPolicyAlgorithm) else "step"
+    with callbacks.keeper.deferring_signals(present) if callbacks.keeper is not None else _nothing():
         agent.learn(total_timesteps=left, callback=callbacks, reset_num_timesteps=not resumed)
 
 

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -72,18 +73,48 @@ def rollout(
     :param target: of the environment's several, the episode's
     :return: the steps, for a replay buffer; none if the budget of evaluations ends before the episode
     """
+    started, total = time.monotonic(), 0.0
+    transitions = _steps_of(env, each(choices, f"plan of {source.replace('_', ' ')}, layer"), target)
+    if transitions:
+        info = transitions[-1][-1]
+        for *_, reward, _, _ in transitions:
+            total += reward
+        log.note(Episode.of(source, info, total, time.monotonic() - started), info)
+    return transitions
+
+
+def revisited(env: HSQEnv, episodes: Iterable[Episode]) -> list[Transition]:
+    """The steps of finished episodes, for who has to learn from them again; nothing is computed and nothing logged.
+
+    What others have measured counts as evaluations. Episodes of which not every step is known are left out.
+    """
+    transitions = []
+    for episode in episodes:
+        choices, target = executed_choices(env, episode.plan), episode.target_ratio
+        transitions += _steps_of(env, choices, target, lambda action: not env.is_known(action))
+    return transitions
+
+
+def _steps_of(
+    env: gym.Env[Any, Any],
+    choices: Iterable[int],
+    target: float | None,
+    stops: Callable[[Any], bool] = lambda action: False,
+) -> list[Transition]:
+    """One episode; nothing if it is stopped or truncated, lest returns of several steps lead into the next one."""
     inner = env.unwrapped
     assert isinstance(inner, HSQEnv)
-    started, total = time.monotonic(), 0.0
     transitions: list[Transition] = []
-    observation, info = env.reset(options=None if target is None else {"target_ratio": target})
-    for choice in each(choices, f"plan of {source.replace('_', ' ')}, layer"):
-        following, reward, terminated, truncated, info = env.step(inner.actions.encode(choice, inner.alpha))
+    observation, _ = env.reset(options=None if target is None else {"target_ratio": target})
+    for choice in choices:
+        action = inner.actions.encode(choice, inner.alpha)
+        if stops(action):
+            return []
+        following, reward, terminated, truncated, info = env.step(action)
         if truncated:
-            return []  # an episode without an end would lead returns of several steps into the next one
+            return []
         transitions.append((observation, following, info["executed_action"], float(reward), terminated, info))
-        observation, total = following, total + float(reward)
-    log.note(Episode.of(source, info, total, time.monotonic() - started), info)
+        observation = following
     return transitions
 
 
@@ -162,15 +193,20 @@ def seed_replay(agent: BaseAlgorithm, transitions: list[Transition]) -> list[Bas
         n_envs=agent.n_envs,
         **agent.replay_buffer_kwargs,
     )
+    store(agent, transitions, agent.replay_buffer, seeds)
+    return [PretrainOnReplay(seeds)]
+
+
+def store(agent: OffPolicyAlgorithm, transitions: Iterable[Transition], *buffers: ReplayBuffer) -> None:
+    """Put steps into buffers of an agent, into the column of every worker."""
     for observation, following, action, reward, done, info in transitions:
         stored = action if np.ndim(action) == 0 else agent.policy.scale_action(np.asarray(action))
         obs, next_obs, actions, rewards, dones = (
-            np.repeat(np.asarray(value)[None], agent.n_envs, axis=0)  # the buffer has a column for every worker
+            np.repeat(np.asarray(value)[None], agent.n_envs, axis=0)
             for value in (observation, following, stored, reward, done)
         )
-        for buffer in (agent.replay_buffer, seeds):
+        for buffer in buffers:
             buffer.add(obs, next_obs, actions, rewards, dones, [info] * agent.n_envs)
-    return [PretrainOnReplay(seeds)]
 
 
 def train_agent(

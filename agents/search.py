@@ -211,9 +211,10 @@ def _explore(
         tracking.agent(agent)
 
     begun = keeper.load() if resume else None
-    lost = log.recover([info.name for info in env.layers], anew=not explorer.apart)
+    lost = log.recover([info.name for info in env.layers], anew=begun is None or not explorer.apart)
     if begun is not None:
-        begun.callbacks.finished_meanwhile(sum(episode.source == explorer.algo for episode in lost))
+        begun.lost = [episode for episode in lost if episode.source == explorer.algo]
+        begun.callbacks.finished_meanwhile(len(begun.lost))
     if log.ended:
         log.say(f"{folder.path} had found its plans: going on with the long fine-tuning")
         return
@@ -227,6 +228,8 @@ def _explore(
         folder.write_spark(env.compressor.policy.spark)
     log.end()
     keeper.write(None)
+    if keeper.stopping:  # told so in the last step, after which nobody has asked
+        raise KeyboardInterrupt
 
 
 def _check(explorer: Explorer, finalists: int, checkpoint_minutes: float, track: str) -> None:

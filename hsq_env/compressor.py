@@ -160,6 +160,12 @@ class Compressor:
         found = self.node.children.get(Decision(choice, alpha)) if self._looks_up() else None
         return found is not None and found.outcome is not None
 
+    def is_known(self, choice: Choice, alpha: float) -> bool:
+        """Whether ``revisit`` or ``adopt`` would find a decision; nothing happens."""
+        key = self._key(choice, alpha)
+        shared = key is not None and self._outcomes is not None and self._outcomes.get(key) is not None
+        return shared or self.has_visited(choice, alpha)
+
     def _looks_up(self) -> bool:
         teaches = self.policy is not None and self.policy.wants_lesson(self.node.depth)
         return self.shortcuts.prefixes and not teaches

@@ -289,6 +289,10 @@ class HSQEnv(gym.Env[Observation, Any]):
         choice, alpha = self.choices[self._decode(action)], self._alpha_of(action)
         return not self.compressor.has_visited(choice, alpha)
 
+    def is_known(self, action: Any) -> bool:
+        """Whether this action's step was measured before, here or by those with whom outcomes are shared."""
+        return self.compressor.is_known(self.choices[self._decode(action)], self._alpha_of(action))
+
     def plan(self) -> Plan:
         """The choices of a finished episode."""
         if self.index < len(self.layers):

@@ -356,23 +356,6 @@ def test_resumed_workers_begin_where_they_are_told(tiny: TinyTask, tmp_path: Pat
     assert result["episodes"] == 9
 
 
-def test_workers_without_a_checkpoint_lose_no_episode_either(tiny: TinyTask, tmp_path: Path) -> None:
-    explorer = Explorer("dqn", seed=3, episodes=8, workers=2, surrogate=False)
-
-    def say(line: str) -> None:
-        if line.startswith("episode 6 "):
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        search(tiny, tmp_path / "run", explorer, say=say)
-    for file in (tmp_path / "run" / "checkpoints").glob("*.checkpoint"):
-        file.write_bytes(b"torn")
-    record = tmp_path / "run" / "checkpoints" / "episodes.jsonl"
-    record.write_bytes(record.read_bytes() + b'{"source": "to')
-    result = search(tiny, tmp_path / "run", explorer, resume=True)
-    assert result["episodes"] >= 8 + 4 and len(result["history"]) >= 14
-
-
 def test_a_search_that_died_before_it_began_can_be_given_its_folder(
     tiny: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

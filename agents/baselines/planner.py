@@ -90,6 +90,11 @@ class SurrogatePlanner:
         self._played: dict[float | None, list[int]] = {}  # the last plan that was proposed
         self._good: dict[float | None, list[int]] = {}  # of a plan that was given up: all but its last step
 
+    def draw_anew(self, seed: int, tried: Sequence[Sequence[int]]) -> None:
+        """Other random numbers from here on, and none of the plans that were tried."""
+        self._rng = np.random.default_rng(seed)
+        self._tried.update(map(tuple, tried))
+
     def learn(self, choices: list[int], divergences: list[float], target: float | None, ratio: float | None) -> None:
         """Take note of an episode or of its beginning.
 
