@@ -60,7 +60,7 @@ class Explorer:
     """How an agent looks for plans.
 
     :param algo: name of an agent or a baseline, or ``module:factory`` of one's own
-    :param episodes: of the agent, each deciding every layer once; None for no limit
+    :param episodes: of the agent, each deciding every layer once, or of a baseline for each target; None for no limit
     :param evaluations: students that may be measured, rollouts of other plans included; None for no limit
     :param time_budget: seconds of the agent's training; None for no limit
     :param workers: environments side by side, each in a process of its own with one thread
@@ -96,9 +96,11 @@ class Explorer:
     def check(self) -> None:
         """:raises InputError: for settings that no search can have"""
         check_workers(self.workers)
-        if self.apart and self.algo in BASELINES:
+        if (self.apart and self.algo in BASELINES) or (self.workers > 1 and ":" in self.algo):
             left_out = "--workers" if self.cluster is None else "--ray"
-            raise InputError(f"'{self.algo}' tries one plan after the other: leave out {left_out}, or choose an agent.")
+            raise InputError(
+                f"'{self.algo}' acts in one environment: leave out {left_out}, or choose an agent by name."
+            )
         if ":" in self.algo:
             factory_of(self.algo)
         elif self.algo not in (*ALGORITHMS, *BASELINES):
@@ -110,6 +112,10 @@ class Explorer:
         unknown = [name for name in self.warm_start if name not in BASELINES]
         if unknown:
             raise InputError(f"Unknown baseline '{unknown[0]}' to start from: known are {', '.join(BASELINES)}.")
+        if self.seed < 0:
+            raise InputError(f"The seed is {self.seed}: give 0 or more (--seed).")
+        if self.episodes is not None and self.episodes < 0:
+            raise InputError(f"There are no {self.episodes} episodes: give 0 or more (--episodes).")
         if self.evaluations is not None and self.evaluations < 1:
             raise InputError(f"Nothing can be found in {self.evaluations} evaluations: give --evaluations 1 or more.")
 
@@ -173,27 +179,35 @@ class Explorer:
             if isinstance(made, BaseAlgorithm):
                 return self._train(env, log, logger, made, on_agent, keeper, begun)
             on_agent(made)
-            self._play(made, env, log, self.evaluations)
+            self._play(made, env, log, self.evaluations, self.time_budget)
             return made
         finally:
             if not self.apart or self.algo not in ALGORITHMS:
                 log.count(env.steps_taken)
 
     def _play(
-        self, policy: Policy, env: HSQEnv, log: SearchLog, evaluations: int | None, target: float | None = None
+        self,
+        policy: Policy,
+        env: HSQEnv,
+        log: SearchLog,
+        evaluations: int | None,
+        seconds: float | None,
+        target: float | None = None,
     ) -> None:
-        deadline = None if self.time_budget is None else time.monotonic() + self.time_budget
+        deadline = None if seconds is None else time.monotonic() + seconds
         budget = EvaluationBudget(KeepBest(env, self.merit), evaluations)
         play(policy, budget, self.algo, log, self.episodes, deadline, target, evaluations)
 
     def _play_baseline(self, env: HSQEnv, log: SearchLog) -> PlanAgent:
-        """A search of its own for every target, which share the evaluations."""
-        targets = list(env.budgets)
+        """A search of its own for every target, which share the evaluations and the seconds."""
+        targets, begun, seconds = list(env.budgets), time.monotonic(), None
         share = None if self.evaluations is None else self.evaluations // len(targets)
-        for target in targets:
+        for number, target in enumerate(targets):
             env.target_ratio = target
             agent = PlanAgent(BASELINES[self.algo](env, self.seed), env)
-            self._play(agent, env, log, share, target)
+            if self.time_budget is not None:
+                seconds = (begun + self.time_budget - time.monotonic()) / (len(targets) - number)
+            self._play(agent, env, log, share, seconds, target)
         return agent
 
     def _train(

@@ -82,6 +82,8 @@ def export(
     """
     if onnx.is_dir() or not onnx.parent.is_dir():
         raise InputError(f"{onnx} cannot be written: give a file in a folder that exists (--onnx FILE).")
+    if onnx.exists() and onnx.suffix != ".onnx":
+        raise InputError(f"{onnx} exists already and is no .onnx file: give another (--onnx FILE).")
     task = model_task(file, dataset, splits, CALIBRATION_IMAGES)
     if post_processing and not isinstance(task, DetectionTask):
         raise InputError(f"{file} holds a restorer, which has no post-processing: leave --post-processing out.")

@@ -1,11 +1,10 @@
 """Watching a finished model on new images, and searching again from where its search ended."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.explorer import Explorer
 from agents.model_task import model_beside
 from detectors.errors import InputError
 from hsq_env.accuracy import Scale, scale_of
@@ -116,22 +115,30 @@ def monitor(
     return Verdict(scale, measured, target, claimed, task.metric_name), task
 
 
-def settings_of(run: Path) -> dict[str, Any]:
-    """What a run was bounded by and rewarded for, as arguments of ``agents.search.search``."""
+def arguments_of(run: Path) -> dict[str, Any]:
+    """What a run was asked for but data and limits, as arguments of ``hsq search``, as far as its record says."""
     result = read_run(run)
     rebuild = result.get("rebuild", {})
+    made = rebuild.get("task", {})
     known: dict[str, Any] = {}
-    known |= {name: result[name] for name in ("target_ratio", "target_latency", "reward", "beta") if name in result}
-    known |= {name: rebuild[name] for name in ("activation_bits", "sparsity_pattern") if name in rebuild}
+    for record, names in (
+        (result, ("target_ratio", "target_latency", "target_accuracy", "reward", "beta", "patch")),
+        (rebuild, ("alpha", "step_minibatches", "distillation", "observe_repaired")),
+        (rebuild, ("activation_bits", "sparsity_pattern", "bfloat16")),
+        (made, ("search_images", "pool_images", "calibration_images", "seed")),
+    ):
+        known |= {name: record[name] for name in names if name in record}
+    if known.get("target_accuracy") is not None and result.get("aimed_ratio") is not None:
+        known["target_ratio"] = result["aimed_ratio"]
     return known | ({"latency_table": run / "latency.json"} if "latency" in result else {})
 
 
-def explorer_from(run: Path, explorer: Explorer) -> Explorer:
-    """An explorer that goes on with a run's agent, its policy and its replay.
+def agent_of_run(run: Path) -> str:
+    """The name of a run's agent.
 
     :raises InputError: if the run kept no policy
     """
     result = read_run(run)
     if not (run / "policy.zip").is_file():
         raise InputError(f"{run} holds no policy.zip: its search was '{result['algo']}', which learns nothing.")
-    return replace(explorer, algo=result["algo"], continue_from=run)
+    return str(result["algo"])

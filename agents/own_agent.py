@@ -21,8 +21,10 @@ def factory_of(name: str) -> Callable[[HSQEnv], Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Callable[[HSQEnv], Any] = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"No agent can be had from '{name}' ({error}): give --algo module:factory.") from error
+    if not callable(found):
+        raise InputError(f"No agent can be had from '{name}', which cannot be called: give --algo module:factory.")
     return found
 
 

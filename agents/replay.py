@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ def fill_replay(buffer: ReplayBuffer, path: Path) -> int:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, Any] = {name: file[name] for name in ARRAYS}
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} holds no replay ({error}): give a run that was finished.") from error
     if arrays["observations"].shape[2:] != buffer.observations.shape[2:]:
         raise InputError(

@@ -91,10 +91,11 @@ def search(
         read_settings(Path(out), trust_checkpoints)
     else:
         check_new_folder(Path(out))
-    _check(explorer, finalists, checkpoint_minutes, track)
+    _check(explorer, finalists, finetune_steps, checkpoint_minutes, track)
+    aimed_ratio = None
     if target_accuracy is not None:
         explorer = _evaluating_itself(explorer, target_accuracy, target_ratio)
-        target_ratio = None
+        aimed_ratio, target_ratio = target_ratio, None
     if beta is None:
         beta = BETA_WITHOUT_TARGET if _unbounded(reward, target_ratio, target_latency) else 1.0
     env = HSQEnv(
@@ -113,6 +114,7 @@ def search(
         "model": model,
         "finetune_steps": finetune_steps,
         "target_accuracy": target_accuracy,
+        "aimed_ratio": aimed_ratio,
         "target_latency": target_latency,
     }
     header = header_of(env, explorer, asked, task_settings)
@@ -232,12 +234,14 @@ def _explore(
         raise KeyboardInterrupt
 
 
-def _check(explorer: Explorer, finalists: int, checkpoint_minutes: float, track: str) -> None:
+def _check(explorer: Explorer, finalists: int, finetune_steps: int, checkpoint_minutes: float, track: str) -> None:
     """Refuse what cannot be searched with."""
     if checkpoint_minutes < 0:
         raise InputError(f"There are no {checkpoint_minutes} minutes between checkpoints: give 0 or more.")
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
+    if finetune_steps < 0:
+        raise InputError(f"There are no {finetune_steps} steps: give 0 or more (--finetune-steps).")
     explorer.check()
     check_tracker(track)
 

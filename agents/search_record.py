@@ -50,6 +50,10 @@ def header_of(
             "activation_bits": env.student.activation_bits,
             "sparsity_pattern": env.student.pattern,
             "bfloat16": env.compressor.repair.bfloat16,
+            "alpha": env.alpha,
+            "step_minibatches": env.compressor.repair.steps,
+            "distillation": env.compressor.repair.distillation,
+            "observe_repaired": env.observe_repaired,
         }
     return header
 

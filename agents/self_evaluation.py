@@ -28,7 +28,7 @@ class SelfEvaluationCallback(BaseCallback):
         self.loop, self.window, self.exploration, self.exploring = loop, window, exploration, exploring
         self.adjustments: list[Adjustment] = []
         self._ends: list[tuple[float, float]] = []
-        self._steps_of_episode = 1
+        self._falling: _Falling | None = None
         self._weights = (math.nan, math.nan)
 
     def _on_training_start(self) -> None:
@@ -46,7 +46,8 @@ class SelfEvaluationCallback(BaseCallback):
             if info.get("worker_lost"):
                 self.training_env.env_method("set_weights", *self._weights, indices=worker)
             if "plan" in info:
-                self._steps_of_episode = len(info["plan"].choices)
+                if self._falling is not None:
+                    self._falling.finished += 1
                 self._ends.append((info["accuracy"], info["ratio"]))
         if len(self._ends) >= self.window:
             self._adjust()
@@ -77,20 +78,16 @@ class SelfEvaluationCallback(BaseCallback):
         if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
             model.replay_buffer.reset()
         if hasattr(model, "exploration_schedule"):
-            model.exploration_schedule = _Falling(
-                self.exploration,
-                model.exploration_final_eps,
-                model._current_progress_remaining,
-                self.exploring * self._steps_of_episode / max(1, model._total_timesteps),
+            self._falling = model.exploration_schedule = _Falling(
+                self.exploration, model.exploration_final_eps, self.exploring
             )
 
 
 class _Falling:
-    """A rate that falls linearly from where the training stands now; a class, so that agents can be saved with it."""
+    """A rate that falls linearly over episodes from now on; a class, so that agents can be saved with it."""
 
-    def __init__(self, start: float, end: float, remaining: float, span: float) -> None:
-        self.start, self.end, self.remaining, self.span = start, end, remaining, span
+    def __init__(self, start: float, end: float, episodes: int) -> None:
+        self.start, self.end, self.episodes, self.finished = start, end, episodes, 0
 
     def __call__(self, progress_remaining: float) -> float:
-        done = min(1.0, max(0.0, (self.remaining - progress_remaining) / max(self.span, 1e-9)))
-        return self.start + done * (self.end - self.start)
+        return self.start + min(1.0, self.finished / self.episodes) * (self.end - self.start)

@@ -90,7 +90,7 @@ def run_sweep(sweep: Sweep, out: Path, say: Callable[[str], None] = print) -> li
     if out.is_file() or strangers:
         raise InputError(f"{out} {FULL_FOLDER}.")
     arguments = json.loads(json.dumps(sweep.arguments, default=str))
-    if RECORD in found and json.loads((out / RECORD).read_text()).get("arguments") != arguments:
+    if RECORD in found and _arguments_of(out / RECORD) != arguments:
         raise InputError(f"The sweep of {out} was begun with other flags behind '--': give those, or another folder.")
     own = connect(sweep.address, sweep.at_once)
     try:
@@ -110,6 +110,17 @@ def run_sweep(sweep: Sweep, out: Path, say: Callable[[str], None] = print) -> li
     if failed:
         say(f"{len(failed)} of {len(rows)} trials failed, {', '.join(failed)}: see error.txt in their folders")
     return rows
+
+
+def _arguments_of(record: Path) -> Any:
+    """The flags with which a sweep was begun.
+
+    :raises InputError: if the record is damaged
+    """
+    try:
+        return json.loads(record.read_text())["arguments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{record} is damaged ({type(error).__name__}: {error}): give another folder.") from error
 
 
 def _run_trials(sweep: Sweep, out: Path) -> None:

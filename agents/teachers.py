@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detectors.checks import check_counts
 from detectors.errors import InputError
 from detectors.folder import class_names, load_folder
 from detectors.shapes import CLASS_NAMES
@@ -34,6 +35,9 @@ def train_teacher_file(
 
     :return: ``{"file", "metric", "map" (of the kept epoch, on the search split), "epoch", "seconds"}``
     """
+    check_counts(0, image_size=image_size, train_images=train_images, proposals=proposals)
+    if level_scale is not None and not level_scale > 0:
+        raise InputError(f"The level scale is {level_scale}: give a number above 0 (--level-scale).")
     embedded = dataset == SHAPES
     names = CLASS_NAMES if embedded else tuple(class_names(dataset, splits))
     settings = known(detector)
@@ -49,12 +53,12 @@ def train_teacher_file(
         raise InputError(
             f"{proposals} proposals of '{detector}': give 1 or more, for a Faster R-CNN alone (--proposals)."
         )
-    image_size = image_size or usual
+    image_size = usual if image_size is None else image_size
     level_scale = 1.0 if settings.fixed else level_scale
     spec = DetectorSpec(
         detector,
         names,
-        level_scale=level_scale or level_scale_for(image_size),
+        level_scale=level_scale_for(image_size) if level_scale is None else level_scale,
         min_size=image_size,
         max_size=image_size if settings.fixed else round(image_size * 1333 / 800),  # torchvision's proportion
         score_thresh=score_thresh,

@@ -15,7 +15,7 @@ from detectors.errors import InputError
 from detectors.progress import Work, say, work
 from detectors.task import SHAPES
 from hsq_env.channels import channel_groups, shared_inputs
-from hsq_env.choices import Choice, Plan
+from hsq_env.choices import Choice, Plan, check_activation_bits
 from hsq_env.file import load_hsq
 from hsq_env.latency_table import LatencyTable
 from hsq_env.layer_info import trace_layers
@@ -78,6 +78,8 @@ def read_record(run: Path) -> dict[str, Any]:
         numbers += [*record.get("latency", {}).values(), *([asked] if (asked := record.get("target_latency")) else [])]
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise TypeError("a figure is no number")
+        if type(record["finetune_steps"]) is not int:
+            raise TypeError("a number of steps is no whole number")
         if not all(isinstance(record[name], str) for name in ("dataset", "model", "split")):
             raise TypeError("a name is no text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -123,7 +125,8 @@ def _task(run: Path, record: dict[str, Any], dataset: str | None, splits: Sequen
         if not isinstance(made["dataset"], str | None):
             raise TypeError("a dataset that is no name")
         own = {name: value for name, value in made.items() if name not in ("dataset", "splits")}
-        _ = [record["rebuild"][name] for name in ("activation_bits", "sparsity_pattern", "bfloat16")]
+        _ = [record["rebuild"][name] for name in ("sparsity_pattern", "bfloat16")]
+        check_activation_bits(record["rebuild"]["activation_bits"])
         return make_task(
             dataset or made["dataset"], run / "teacher.safetensors", splits or made["splits"] or None, **own
         )

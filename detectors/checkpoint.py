@@ -1,5 +1,6 @@
 """What trainings of teachers share: a step, and a checkpoint to go on from."""
 
+import io
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.errors import InputError
+from detectors.files import write_atomically
 
 
 def gradient_step(model: nn.Module, loss: Tensor, optimizer: Any, schedule: Any, clip: float) -> float:
@@ -32,11 +34,10 @@ def gradient_step(model: nn.Module, loss: Tensor, optimizer: Any, schedule: Any,
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Any, schedule: Any, state: dict[str, Any]) -> None:
     """Write everything that a training goes on with; ``path`` is whole or what it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
     parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save({**parts, "state": state}, beside)
-    beside.replace(path)
+    content = io.BytesIO()  # a full disk would make torch.save raise something else than OSError
+    torch.save({**parts, "state": state}, content)
+    write_atomically(path, content.getvalue())
 
 
 @contextmanager

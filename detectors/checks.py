@@ -10,3 +10,9 @@ def check_counts(seed: int, **counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise InputError(f"{name} is {count}: give 1 or more (--{name.replace('_', '-')}).")
+
+
+def check_learning_rate(given: float) -> None:
+    """:raises InputError: if it is not above 0"""
+    if not given > 0:
+        raise InputError(f"The learning rate is {given}: give a number above 0 (--learning-rate).")

@@ -1,6 +1,7 @@
 """COCO-layout folders: their splits are found, and their annotations checked at the door."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ def _checked_annotations(folder: Path, name: str) -> dict[str, Any]:
         by_id = {image["id"]: image for image in images}
         known = {category["id"]: category["name"] for category in categories}
         for image in images:
-            _ = image["file_name"], image["width"] + 0, image["height"] + 0  # adding refuses strings
+            _check_image(image)
+        if not all(isinstance(name, str) for name in known.values()):
+            raise TypeError("a category whose name is no text")
         for a in annotations:
             _ = a["id"], a["image_id"], a["category_id"], [v + 0 for v in a["bbox"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -158,8 +161,19 @@ def _checked_annotations(folder: Path, name: str) -> dict[str, Any]:
         _check_box(a, by_id, known, path)
         a["id"] = number + 1  # the evaluations take id 0 for "unmatched", and equal ids for one box
         a.setdefault("iscrowd", 0)
-        a.setdefault("area", a["bbox"][2] * a["bbox"][3])
+        area = a.get("area")
+        if isinstance(area, bool) or not isinstance(area, int | float) or not math.isfinite(area):
+            a["area"] = a["bbox"][2] * a["bbox"][3]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _check_image(image: dict[str, Any]) -> None:
+    """:raises TypeError: for a file name that is no text, or sides that are no lengths"""
+    if not isinstance(image["file_name"], str):
+        raise TypeError(f"image {image['id']} has the file name {image['file_name']}")
+    for side in (image["width"], image["height"]):
+        if not 0 < side + 0 < math.inf:  # adding refuses strings
+            raise TypeError(f"image {image['id']} has {image['width']}x{image['height']} pixels")
 
 
 def _check_box(annotation: dict[str, Any], images: dict[int, Any], categories: dict[int, str], path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from detectors.checks import check_counts
 from detectors.errors import InputError
 from detectors.progress import each
 
@@ -254,6 +255,7 @@ def write_shapes(out: str | Path, images: dict[str, int] | None = None, seed: in
     out = Path(out)
     if out.exists():
         raise InputError(f"The folder {out} exists already: remove it or give another with --out.")
+    check_counts(seed, **(images or {}))
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.partial-{np.random.default_rng().integers(1 << 32):08x}")
     try:

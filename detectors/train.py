@@ -15,6 +15,7 @@ from detectors.architecture import architecture_of
 from detectors.backbone import fold_batch_norm
 from detectors.batches import Batch, make_batch
 from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoint, save_checkpoint
+from detectors.checks import check_counts, check_learning_rate
 from detectors.coco import CocoSplit
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
@@ -87,6 +88,8 @@ def train_teacher(
     checkpoint_path = out.with_name(out.name + ".checkpoint")
     if out.exists() and not checkpoint_path.exists():
         raise InputError(f"{out} exists already: remove it or give another file with --out.")
+    check_counts(seed, epochs=epochs, cycles=cycles, batch_size=batch_size, evaluate_every=evaluate_every)
+    check_learning_rate(learning_rate)
     if not 1 <= cycles <= epochs or epochs % cycles:
         raise InputError(f"{epochs} epochs cannot be divided into {cycles} equal cycles: change --epochs or --cycles.")
     steps = len(splits["train"]) // batch_size

@@ -205,7 +205,7 @@ class HSQEnv(gym.Env[Observation, Any]):
         self.target_ratio = next(iter(self.budgets))
         if sensitivities is None:
             sensitivities = sensitivity(task, self.layers, self.choices, activation_bits, sparsity_pattern)
-        self.sensitivities = sensitivities
+        self.sensitivities, self.observe_repaired = sensitivities, observe_repaired
         self._repaired: NDArray[np.float64] | None = None
         shown = [self.sensitivities, *([self.repaired_sensitivities] if observe_repaired else [])]
         self._static = static_features(self.layers, teacher_weights(task.teacher, self.layers), *shown)

@@ -38,7 +38,7 @@ class Repair:
     :param bfloat16: run forward and backward passes under autocast
     :param distillation: "akd"; "akd+spark", in which a policy weighs its places; "spark", the same without a task loss
     :param policy_episodes: in which that policy learns
-    :raises InputError: if there is nothing that a policy could weigh, or hold back for its lessons
+    :raises InputError: for less than 0 steps, or if there is nothing that a policy could weigh or hold back
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class Repair:
         distillation: str,
         policy_episodes: int,
     ) -> None:
+        if steps < 0:
+            raise InputError(f"There are no {steps} minibatches in a step: give 0 or more (--step-minibatches).")
         self.teacher, self.shortcuts, self.steps, self.scope, self.rates = teacher, shortcuts, steps, scope, rates
         self.criterion, self.bfloat16, self.distillation = criterion, bfloat16, distillation
         self.policy = StepPolicy(criterion, policy_episodes) if distillation != "akd" and steps else None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from detectors.checkpoint import going_on_from, gradient_step, restore_checkpoint, save_checkpoint
+from detectors.checks import check_learning_rate
 from detectors.errors import InputError
 from detectors.files import write_atomically
 from detectors.progress import each, say, work
@@ -56,8 +57,7 @@ def train_restorer(
         raise InputError(f"{out} exists already: remove it or give another file with --out.")
     if epochs < 1 or steps_per_epoch < 1 or batch_size < 1:
         raise InputError(f"{epochs} epochs of {steps_per_epoch} batches of {batch_size}: each must be 1 or more.")
-    if not learning_rate > 0:
-        raise InputError(f"The learning rate is {learning_rate}: give a number above 0.")
+    check_learning_rate(learning_rate)
     torch.manual_seed(seed)
     model = spec.build()
     data = RestorationTask("training", model, spec, splits, pool_images=1, calibration_images=1, batch_size=batch_size,

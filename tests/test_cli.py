@@ -321,6 +321,8 @@ def test_a_used_folder(tmp_path: Path, capsys: Captured) -> None:
         ("--workers", "0", "0 workers can do no work: give --workers 1 or more."),
         ("--table-megabytes", "-1", "table_megabytes is -1.0: give 0 or more (--table-megabytes)."),
         ("--table-megabytes", "nan", "table_megabytes is nan: give 0 or more (--table-megabytes)."),
+        ("--finetune-steps", "-5", "There are no -5 steps: give 0 or more (--finetune-steps)."),
+        ("--step-minibatches", "-1", "There are no -1 minibatches in a step: give 0 or more (--step-minibatches)."),
     ],
 )
 def test_impossible_numbers(
@@ -328,6 +330,23 @@ def test_impossible_numbers(
 ) -> None:
     assert fails(capsys, "search", "--out", str(tmp_path / "run"), flag, value) == f"hsq: {told}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_ways_of_saying_ratios(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured) -> None:
+    line = fails(capsys, "search", "--out", str(tmp_path / "run"), "--pareto", "5", "6", "--target-ratio", "7")
+    assert "--pareto names the ratios: leave out --target-ratio." in line and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--detector fcos_resnet50", "--image-size 64", "--level-scale 1", "--proposals 9"])
+def test_a_restorer_has_no_flags_of_detectors(tmp_path: Path, capsys: Captured, flag: str) -> None:
+    line = fails(capsys, "teacher", "--restorer", "dncnn", "--out", str(tmp_path / "t"), *flag.split())
+    assert "--restorer trains a restorer: leave out --detector" in line and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--image-size", "-5"), ("--train-images", "0"), ("--level-scale", "0")])
+def test_a_teacher_that_cannot_be(tmp_path: Path, capsys: Captured, flag: str, value: str) -> None:
+    line = fails(capsys, "teacher", "--out", str(tmp_path / "t"), flag, value)
+    assert "give" in line and flag in line and list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_agent(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured) -> None:

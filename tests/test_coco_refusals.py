@@ -150,6 +150,13 @@ def test_boxes_rounded_outwards_by_a_pixel_are_taken(folder: Path) -> None:
     assert load_folder(folder, min_size=HEIGHT)["train"].target(2)["boxes"].tolist() == [[-1, -1, 49, 33]]
 
 
+@pytest.mark.parametrize("area", [None, "30", float("nan"), True])
+def test_areas_that_are_no_numbers_are_those_of_the_boxes(folder: Path, area: Any) -> None:
+    spoil(folder, lambda data: [a.update(area=area) for a in data["annotations"]])
+    for annotation in load_folder(folder)["train"].truth.dataset["annotations"]:
+        assert annotation["area"] == annotation["bbox"][2] * annotation["bbox"][3]
+
+
 def _dropped(part: str, key: str) -> Callable[[Data], object]:
     return lambda data: data[part][1].pop(key)
 
@@ -171,6 +178,10 @@ def _dropped(part: str, key: str) -> Callable[[Data], object]:
         lambda data: data["annotations"][1].update(bbox=None),
         lambda data: data["annotations"][1].update(bbox=["4", "2", "5", "6"]),
         lambda data: data["images"][1].update(width="48"),
+        lambda data: data["images"][1].update(width=0),
+        lambda data: data["images"][1].update(height=float("nan")),
+        lambda data: data["images"][1].update(file_name=5),
+        lambda data: data["categories"][1].update(name=["cell"]),
     ],
 )
 def test_annotations_of_another_format(folder: Path, change: Callable[[Data], object]) -> None:

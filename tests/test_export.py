@@ -153,6 +153,10 @@ def test_bad_places(model: Path, photos: Path, tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "missing" / "model.onnx"):
         with pytest.raises(InputError, match="give a file in a folder that exists"):
             export(model, place, str(photos))
+    before = model.read_bytes()
+    with pytest.raises(InputError, match=r"exists already and is no \.onnx file"):
+        export(model, model, str(photos))
+    assert model.read_bytes() == before
     with pytest.raises(InputError, match=r"no file .*other\.hsq"):
         export(tmp_path / "other.hsq", tmp_path / "x.onnx", str(photos))
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import math
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agents.explorer import Explorer
 from agents.rollout import Transition
 from agents.run_folder import RunFolder
 from agents.search_log import SearchLog
+from agents.workers import Cluster
 from detectors.errors import InputError
 from hsq_env.env import HSQEnv
 
@@ -99,6 +101,14 @@ def test_the_same_seed_finds_the_same(tiny: TinyTask, name: str) -> None:
     one, same, other = (explore(tiny, Explorer(name, seed=s, episodes=6))[1] for s in (1, 1, 2))
     assert len(one.episodes) == 6
     assert history(one) == history(same) != history(other)
+
+
+def test_targets_share_the_seconds_of_a_baseline(tiny: TinyTask) -> None:
+    started = time.monotonic()
+    _, log = explore(tiny, Explorer("random", episodes=None, time_budget=2.0), target_ratio=(4.0, 5.0, 6.0))
+    assert {episode.target_ratio for episode in log.episodes} == {4.0, 5.0, 6.0}
+    spent = {target: sum(e.seconds for e in log.episodes if e.target_ratio == target) for target in (4.0, 5.0, 6.0)}
+    assert max(spent.values()) < 1.7 and time.monotonic() - started < 30
 
 
 def test_a_baseline_stops_at_its_seconds(tiny: TinyTask) -> None:
@@ -302,6 +312,13 @@ def test_a_factory_that_gives_no_agent_is_refused(tiny: TinyTask, algo: str, tol
         ({"warm_start": ("ilp", "cold")}, "Unknown baseline 'cold' to start from: known are uniform, random, .*"),
         ({"evaluations": 0}, "Nothing can be found in 0 evaluations: give --evaluations 1 or more."),
         ({"workers": 0}, "0 workers can do no work"),
+        ({"algo": "local", "workers": 2}, "'local' acts in one environment: leave out --workers"),
+        ({"algo": "os:sep", "workers": 2}, "'os:sep' acts in one environment: leave out --workers"),
+        ({"algo": "local", "cluster": Cluster("local")}, "'local' acts in one environment: leave out --ray"),
+        ({"algo": "os:sep"}, "No agent can be had from 'os:sep', which cannot be called"),
+        ({"algo": ".x:make"}, r"No agent can be had from '\.x:make'"),
+        ({"seed": -1}, "The seed is -1: give 0 or more"),
+        ({"episodes": -1}, "There are no -1 episodes: give 0 or more"),
     ],
 )
 def test_settings_that_no_search_can_have_are_refused(wrong: dict[str, Any], told: str) -> None:

@@ -127,3 +127,7 @@ def test_what_cannot_be_timed(teacher: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as ended:
         main(["latency", "--teacher", str(teacher), "--out", str(tmp_path)])
     assert ended.value.code == 2 and "give a file in a folder that exists" in capsys.readouterr().err
+    before = teacher.read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["latency", "--teacher", str(teacher), "--out", str(teacher)])
+    assert ended.value.code == 2 and teacher.read_bytes() == before

@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_task import TinyNet, TinyTask
 
 import agents.monitor
+from agents.cli import main
 from agents.explorer import Explorer
-from agents.monitor import Verdict, explorer_from, monitor, read_run, settings_of
+from agents.monitor import Verdict, agent_of_run, arguments_of, monitor, read_run
 from agents.search import search
 from detectors.errors import InputError
 from hsq_env.accuracy import Scale
@@ -21,6 +23,8 @@ QUIET: dict[str, Any] = {"say": lambda line: None, "finetune_steps": 2, "target_
 
 class Spec:
     """Builds the tiny network."""
+
+    name = "tinynet"
 
     def build_folded(self) -> torch.nn.Module:
         return TinyNet()
@@ -92,8 +96,8 @@ def test_verdicts_by_hand() -> None:
 
 
 def test_a_search_goes_on_with_the_old_policy_and_replay(tiny: TinyTask, run: Path, tmp_path: Path) -> None:
-    explorer = explorer_from(run, Explorer(episodes=1, surrogate=False))
-    assert (explorer.algo, explorer.continue_from) == ("dqn", run)
+    assert agent_of_run(run) == "dqn"
+    explorer = Explorer(episodes=1, surrogate=False, continue_from=run)
     agents_seen: list[Any] = []
     explorer_run = Explorer.run
 
@@ -123,17 +127,53 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, content: str | None)
 def test_a_run_without_a_policy_cannot_be_continued(tiny: TinyTask, tmp_path: Path) -> None:
     search(tiny, tmp_path / "run", Explorer("greedy", episodes=None), **QUIET)
     with pytest.raises(InputError, match="its search was 'greedy', which learns nothing"):
-        explorer_from(tmp_path / "run", Explorer())
+        agent_of_run(tmp_path / "run")
 
 
 def test_a_search_anew_has_the_budget_of_the_old_one(tmp_path: Path) -> None:
     record = {
         "metric": "mAP", "teacher": {"map": 0.5}, "methods": {"hsq": {"map": 0.4}}, "algo": "dqn", "target_ratio": None,
         "target_latency": 1.5, "reward": "latency", "beta": 1.0, "latency": {"hsq": 1.4},
-        "rebuild": {"activation_bits": 4, "sparsity_pattern": "channels", "bfloat16": False, "task": {}},
+        "rebuild": {"activation_bits": 4, "sparsity_pattern": "channels", "bfloat16": False,
+                    "task": {"pool_images": 9, "dataset": "old/", "splits": None}},
     }  # fmt: skip
     (tmp_path / "result.json").write_text(json.dumps(record))
-    assert settings_of(tmp_path) == {
+    assert arguments_of(tmp_path) == {
         "target_ratio": None, "target_latency": 1.5, "reward": "latency", "beta": 1.0, "activation_bits": 4,
-        "sparsity_pattern": "channels", "latency_table": tmp_path / "latency.json",
+        "sparsity_pattern": "channels", "bfloat16": False, "pool_images": 9, "latency_table": tmp_path / "latency.json",
     }  # fmt: skip
+    (tmp_path / "result.json").write_text(json.dumps({**record, "target_accuracy": 0.97, "aimed_ratio": 6.0}))
+    assert arguments_of(tmp_path)["target_accuracy"] == 0.97 and arguments_of(tmp_path)["target_ratio"] == 6.0
+
+
+def test_a_search_anew_is_one_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for what the old run was asked for; it can be resumed, and its record says how its task was made."""
+
+    def make(*given: Any, **settings: Any) -> TinyTask:
+        task = TinyTask()
+        task.spec, task.device = Spec(), torch.device("cpu")  # type: ignore[attr-defined]
+        return task
+
+    for place in ("agents.monitor.make_task", "hsq_env.make.make_task"):
+        monkeypatch.setattr(place, make)
+    old, new, stopped = (tmp_path / name for name in ("old", "new", "stopped"))
+    short = ["--finetune-steps", "1", "--episodes", "1"]
+    flags = "--target-ratio 7 --step-minibatches 1 --observe-repaired --alpha 0.2 --no-surrogate --warm-start greedy"
+    main(["search", "--out", str(old), *short, *flags.split()])
+    again = ["monitor", str(old), "--target-accuracy", "1.4", "--retrain", *short]
+    main([*again, "--out", str(new)])
+    before, after = (json.loads((run / "result.json").read_text()) for run in (old, new))
+    assert {**before["rebuild"], "task": None} == {**after["rebuild"], "task": None}
+    assert after["target_ratio"] == 7.0 and after["rebuild"]["observe_repaired"] and after["rebuild"]["alpha"] == 0.2
+    with np.load(old / "replay.npz") as one, np.load(new / "replay.npz") as other:
+        assert len(other["rewards"]) > len(one["rewards"])
+
+    def stop(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.search.measure", stop)
+        with pytest.raises(SystemExit):
+            main([*again, "--out", str(stopped)])
+    main(["search", "--resume", str(stopped)])
+    assert json.loads((stopped / "result.json").read_text())["target_ratio"] == 7.0

@@ -85,7 +85,7 @@ def test_agents_without_a_replay_have_none(tiny: TinyTask) -> None:
     assert replay_of(make_agent("ppo", HSQEnv(tiny, step_minibatches=0, sensitivities=NONE))) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04abc", None])
 def test_other_files_are_refused(tiny: TinyTask, tmp_path: Path, content: bytes | None) -> None:
     agent: Any = make_agent("dqn", HSQEnv(tiny, step_minibatches=0, sensitivities=NONE))
     path = tmp_path / "replay.npz"

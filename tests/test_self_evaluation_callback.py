@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.logger import configure
 from tiny_task import TinyBatch, TinyTask
 
@@ -119,6 +120,25 @@ def test_corrupted_images_are_noticed_and_recovered_from(tiny: TinyTask) -> None
     merits = [a.mse for a in callback.adjustments]
     assert min(merits[8:16]) > 0.1  # while the images are corrupted
     assert max(min(merits[:8]), np.median(merits[-8:])) < 0.15 * min(merits[8:16])  # before, and again in the end
+
+
+@pytest.mark.parametrize("total", [100, 10_000_000])
+def test_exploration_falls_over_episodes_whatever_limits_the_search(tiny: TinyTask, total: int) -> None:
+    env = HSQEnv(tiny, step_minibatches=0, sensitivities=NONE)
+    agent = agent_on(env)
+    callback = SelfEvaluationCallback(SelfEvaluation(0.95, 8.0), window=100, exploration=0.5, exploring=4)
+    rates: list[float] = []
+
+    def on_step(local: dict[str, Any], of_module: dict[str, Any]) -> bool:
+        if "plan" in local["infos"][0]:
+            rates.append(agent.exploration_rate)
+            if len(rates) == 1:
+                callback._explore_again()
+        return len(rates) < 7
+
+    agent.learn(total, callback=[callback, ConvertCallback(on_step)])
+    end = agent.exploration_final_eps
+    assert rates[1:] == pytest.approx([0.5 + share * (end - 0.5) for share in (0, 0.25, 0.5, 0.75, 1, 1)])
 
 
 def test_agents_without_a_replay_go_on(tiny: TinyTask) -> None:

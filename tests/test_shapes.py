@@ -92,6 +92,13 @@ def test_existing_folder_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     assert (out / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.parametrize("given", [{"seed": -1}, {"images": {"train": 0}}, {"images": {"val": -3}}])
+def test_numbers_that_do_not_go(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"is -?\d: give \d or more"):
+        write_shapes(tmp_path / "data", **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_split = shapes._write_split
 

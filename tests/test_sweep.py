@@ -47,6 +47,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         run_sweep(Sweep({"seed": [1]}, {}), tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_record_is_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(InputError, match=r"sweep\.json is damaged \(.*\): give another folder"):
+        run_sweep(Sweep({"seed": [1]}, {}), tmp_path)
+
+
 def test_flags_of_the_search_are_passed_on(tmp_path: Path) -> None:
     assert _arguments(("--episodes", "50", "--pareto", "6", "8", "--bfloat16")) == {
         "episodes": 50,

@@ -1,5 +1,7 @@
 """Teacher training: torchvision's losses, matching augmentation, resuming without a trace."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from detectors import train
 from detectors.architecture import architecture_of
 from detectors.batches import Batch
+from detectors.checkpoint import save_checkpoint
 from detectors.coco import CocoSplit
 from detectors.detection import evaluate_detector
 from detectors.errors import InputError
@@ -145,6 +148,36 @@ def test_existing_file_is_refused(splits: dict[str, CocoSplit], tmp_path: Path) 
 def test_too_few_images_for_a_batch(splits: dict[str, CocoSplit], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="The training split has 8 images, fewer than one batch of 16"):
         train_teacher(splits, SPEC, tmp_path / "teacher", batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 0}, "batch_size is 0: give 1 or more"),
+        ({"batch_size": -2}, "batch_size is -2: give 1 or more"),
+        ({"evaluate_every": 0}, "evaluate_every is 0: give 1 or more"),
+        ({"cycles": 0}, "cycles is 0: give 1 or more"),
+        ({"seed": -1}, "The seed is -1: give 0 or more"),
+        ({"learning_rate": -1.0}, r"The learning rate is -1\.0: give a number above 0"),
+    ],
+)
+def test_numbers_that_do_not_go(splits: dict[str, CocoSplit], tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        train_teacher(splits, SPEC, tmp_path / "teacher", **{"batch_size": 4, **given})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_part_of_a_checkpoint(
+    splits: dict[str, CocoSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path / "c", SPEC.build(), *[torch.optim.SGD([torch.zeros(1)], lr=1.0)] * 2, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_that_is_interrupted_too_early(

@@ -190,6 +190,8 @@ def test_a_larger_teachers_file_makes_no_ratio_larger(run: Path) -> None:
         lambda r: r["rebuild"]["task"].update(test_images=1),
         lambda r: r["rebuild"]["task"].update(dataset={}),
         lambda r: r["rebuild"].pop("bfloat16"),
+        lambda r: r["rebuild"].update(activation_bits="abc"),
+        lambda r: r.update(finetune_steps=0.5),
         lambda r: r.pop("target_ratio"),
         lambda r: r.pop("sha256"),
         lambda r: r["methods"]["hsq"].update(ratio="8x"),

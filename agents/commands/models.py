@@ -42,27 +42,26 @@ def monitor(
     :param json: print {"dataset", "metric", "model", "teacher", "untreated" (images as they come), "accuracy",
         "target", "claimed", "meets", "search" (result.json of the new one, or null)}; all else goes to standard error
     """
-    from agents.explorer import Explorer
-    from agents.monitor import explorer_from, settings_of
+    from agents.commands.search import begin
+    from agents.monitor import agent_of_run, arguments_of
     from agents.monitor import monitor as measure
     from agents.output import aside, print_json
     from agents.run_folder import check_new_folder
-    from agents.search import search as run_search
     from agents.tables import print_table
 
     if retrain:
         if out is None:
             raise InputError("--retrain needs a folder for the new search: give --out FOLDER.")
         check_new_folder(out)
-        explorer = explorer_from(run, Explorer(episodes=episodes, evaluations=evaluations))
+        agent_of_run(run)
     result = None
     with aside(json):
         verdict, task = measure(run, dataset, target_accuracy, splits)
         print(verdict.sentence(task.name))
         if retrain and out is not None and not verdict.meets:
-            result = run_search(
-                task, out, explorer, finetune_steps=finetune_steps, model=task.spec.name, **settings_of(run)
-            )
+            limits = {"episodes": episodes, "evaluations": evaluations, "finetune_steps": finetune_steps}
+            data = {"dataset": dataset, "splits": splits, "teacher": run / "teacher.safetensors"}
+            result = begin({**arguments_of(run), **data, **limits, "continue_from": run}, out)
     if json:
         print_json({**verdict.to_json(task.name), "search": result})
     elif result is not None and out is not None:
@@ -198,9 +197,12 @@ def latency(
     from agents.provenance import machine, versions
     from agents.tables import print_latency
     from detectors.files import write_json
+    from hsq_env.latency_table import LatencyTable
 
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
+    if out.exists():
+        LatencyTable.read(out)  # nothing else is overwritten
     with aside(json):
         found = measure(teacher, size, threads, repeats, sparsity_pattern)
     found["environment"] = {"versions": versions(), "machine": machine()}

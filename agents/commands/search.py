@@ -46,6 +46,7 @@ def search(
     teacher: Path | None = None,
     splits: tuple[str, ...] | None = None,
     algo: str = "dqn",
+    continue_from: Path | None = None,
     episodes: int | None = None,
     evaluations: int | None = None,
     time_budget: float | None = None,
@@ -101,6 +102,7 @@ def search(
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg, haq, amc; a baseline: uniform, random, greedy,
         ilp, ilp_repaired, ilp_loads, tpe, nsga2, local, planner; or module:factory of your own
+    :param continue_from: a finished run whose agent, with its policy and its replay, goes on searching
     :param episodes: of the agent, which come after the plans that it starts from; each decides every layer once; the
         paper uses 1000; 5 if nothing limits the search
     :param evaluations: students that may be measured in the search, one for each new step
@@ -209,7 +211,7 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that can be read again from another working folder."""
     here = ("out", "resume", "trust_checkpoints", "json")
     kept = {name: value for name, value in arguments.items() if name not in here}
-    for name in ("dataset", "teacher", "latency_table"):
+    for name in ("dataset", "teacher", "latency_table", "continue_from"):
         if kept[name] not in (None, SHAPES, PHOTOS) and Path(kept[name]).exists():
             kept[name] = str(Path(kept[name]).resolve())
     return kept
@@ -218,6 +220,7 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
 def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode: OnEpisode = no_one) -> dict[str, Any]:
     """Search with the command's arguments."""
     from agents.explorer import Explorer
+    from agents.monitor import agent_of_run
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
     from agents.workers import Cluster
@@ -226,12 +229,15 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode
     a = SimpleNamespace(**arguments)
     if not resumed:
         check_new_folder(out)
+    if a.pareto and a.target_ratio is not None:
+        raise InputError("--pareto names the ratios: leave out --target-ratio.")
     ratio = DEFAULT_RATIO if a.target_ratio is None and a.target_latency is None else a.target_ratio
     limited = not (a.episodes is None and a.evaluations is None and a.time_budget is None)
     settings = {name: arguments[name] for name in ("search_images", "pool_images", "calibration_images", "seed")}
     task = make_task(a.dataset, a.teacher, a.splits, a.detector, a.patch, **settings)
+    begun = None if a.continue_from is None else Path(a.continue_from)
     explorer = Explorer(
-        a.algo,
+        a.algo if begun is None else agent_of_run(begun),
         a.seed,
         a.episodes if limited else DEFAULT_EPISODES,
         a.evaluations,
@@ -241,6 +247,7 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode
         a.return_to_best,
         a.surrogate,
         cluster=None if a.ray is None else Cluster(a.ray, a.gpus_per_worker),
+        continue_from=begun,
     )
     return run_search(
         task,

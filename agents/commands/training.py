@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from detectors.errors import InputError
+
 
 def teacher(
     out: Path,
@@ -84,6 +86,10 @@ def teacher(
     }
     with aside(json):
         if restorer is not None:
+            if any(value is not None for value in (detector, image_size, level_scale, proposals)):
+                raise InputError(
+                    "--restorer trains a restorer: leave out --detector, --image-size, --level-scale and --proposals."
+                )
             training["steps_per_epoch"] = steps_per_epoch
             best = train_restorer_file(out, dataset, restorer, noise, scale, channels, patch, **training)
         else:
