@@ -97,7 +97,8 @@ class Explorer:
         """:raises InputError: for settings that no search can have"""
         check_workers(self.workers)
         if (self.apart and self.algo in BASELINES) or (self.workers > 1 and ":" in self.algo):
-            left_out = "--workers" if self.cluster is None else "--ray"
+            flags = {"--workers": self.workers > 1, "--ray": self.cluster is not None}
+            left_out = " and ".join(flag for flag, given in flags.items() if given)
             raise InputError(
                 f"'{self.algo}' acts in one environment: leave out {left_out}, or choose an agent by name."
             )
@@ -200,14 +201,14 @@ class Explorer:
 
     def _play_baseline(self, env: HSQEnv, log: SearchLog) -> PlanAgent:
         """A search of its own for every target, which share the evaluations and the seconds."""
-        targets, begun, seconds = list(env.budgets), time.monotonic(), None
+        targets, left = list(env.budgets), self.time_budget
         share = None if self.evaluations is None else self.evaluations // len(targets)
         for number, target in enumerate(targets):
             env.target_ratio = target
-            agent = PlanAgent(BASELINES[self.algo](env, self.seed), env)
-            if self.time_budget is not None:
-                seconds = (begun + self.time_budget - time.monotonic()) / (len(targets) - number)
-            self._play(agent, env, log, share, seconds, target)
+            agent = PlanAgent(BASELINES[self.algo](env, self.seed), env)  # which may measure for long
+            begun = time.monotonic()
+            self._play(agent, env, log, share, None if left is None else left / (len(targets) - number), target)
+            left = None if left is None else left - (time.monotonic() - begun)
         return agent
 
     def _train(
@@ -270,7 +271,11 @@ class Explorer:
             if logger is not None:
                 agent.set_logger(logger())
             callbacks.resumed = begun
-            learn(agent, begun.total, callbacks)
+            for callback in all_callbacks(callbacks):
+                if isinstance(callback, SharedEvaluations) and left is not None:
+                    callback.left = left
+            if left != 0:
+                learn(agent, begun.total, callbacks)
             self._count(env, agent.env, log)
         return agent
 

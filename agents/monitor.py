@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.explorer import Explorer
 from agents.model_task import model_beside
 from detectors.errors import InputError
 from hsq_env.accuracy import Scale, scale_of
@@ -116,13 +117,17 @@ def monitor(
 
 
 def arguments_of(run: Path) -> dict[str, Any]:
-    """What a run was asked for but data and limits, as arguments of ``hsq search``, as far as its record says."""
+    """What a run was asked for but data, limits and workers, as arguments of ``hsq search``.
+
+    :raises InputError: if its record does not say what bounded it
+    """
     result = read_run(run)
     rebuild = result.get("rebuild", {})
     made = rebuild.get("task", {})
     known: dict[str, Any] = {}
     for record, names in (
         (result, ("target_ratio", "target_latency", "target_accuracy", "reward", "beta", "patch")),
+        (result, ("warm_start", "return_to_best", "surrogate")),
         (rebuild, ("alpha", "step_minibatches", "distillation", "observe_repaired")),
         (rebuild, ("activation_bits", "sparsity_pattern", "bfloat16")),
         (made, ("search_images", "pool_images", "calibration_images", "seed")),
@@ -130,15 +135,27 @@ def arguments_of(run: Path) -> dict[str, Any]:
         known |= {name: record[name] for name in names if name in record}
     if known.get("target_accuracy") is not None and result.get("aimed_ratio") is not None:
         known["target_ratio"] = result["aimed_ratio"]
+    if known.get("target_ratio") is None and known.get("target_latency") is None:
+        raise InputError(
+            f"The record of {run} says no ratio and no time to aim at: search with hsq search --continue-from {run} "
+            "--target-ratio N."
+        )
+    if "warm_start" in known:
+        known["warm_start"] = tuple(known["warm_start"])
     return known | ({"latency_table": run / "latency.json"} if "latency" in result else {})
 
 
-def agent_of_run(run: Path) -> str:
-    """The name of a run's agent.
+def agent_of_run(run: Path, asked: str = Explorer.algo) -> str:
+    """The name of a run's agent, with whose policy and replay a search can begin.
 
-    :raises InputError: if the run kept no policy
+    :param asked: the agent that is asked for; the usual one for none in particular
+    :raises InputError: if the run kept no policy, or one of an agent that is made elsewhere, or another is asked for
     """
-    result = read_run(run)
+    algo = str(read_run(run)["algo"])
     if not (run / "policy.zip").is_file():
-        raise InputError(f"{run} holds no policy.zip: its search was '{result['algo']}', which learns nothing.")
-    return str(result["algo"])
+        raise InputError(f"{run} holds no policy.zip: its search was '{algo}', which learns nothing.")
+    if ":" in algo:
+        raise InputError(f"The search of {run} was by '{algo}': let what it makes load {run / 'policy.zip'} itself.")
+    if asked not in (algo, Explorer.algo):
+        raise InputError(f"The agent of {run} is '{algo}', not '{asked}': leave out --algo.")
+    return algo

@@ -86,7 +86,8 @@ def rollout(
 def revisited(env: HSQEnv, episodes: Iterable[Episode]) -> list[Transition]:
     """The steps of finished episodes, for who has to learn from them again; nothing is computed and nothing logged.
 
-    What others have measured counts as evaluations. Episodes of which not every step is known are left out.
+    What others have measured counts as evaluations, and beginnings that episodes share count once more than they took:
+    rather too many than too few. Episodes of which not every step is known are left out.
     """
     transitions = []
     for episode in episodes:

@@ -13,7 +13,7 @@ from agents.run_folder import RunFolder
 from agents.search_log import SearchLog
 from detectors.errors import InputError
 from hsq_env.channels import shared_inputs
-from hsq_env.choices import Plan
+from hsq_env.choices import PICTURE_BITS, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.identity import identity
 from restorers.task import RestorationTask
@@ -48,6 +48,7 @@ def header_of(
         header["rebuild"] = {
             "task": task_settings,
             "activation_bits": env.student.activation_bits,
+            "picture_bits": PICTURE_BITS,
             "sparsity_pattern": env.student.pattern,
             "bfloat16": env.compressor.repair.bfloat16,
             "alpha": env.alpha,
@@ -74,8 +75,8 @@ def compare(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
     """:raises InputError: if a resumed search is another than the one that was begun"""
     if before["problem"] != now["problem"]:
         raise InputError(
-            f"The search of {run} was begun with another teacher, other images or other settings of its steps: give "
-            "what it was begun with."
+            f"The search of {run} was begun with another teacher, other images, other settings or an earlier version: "
+            "give what it was begun with."
         )
     for name, value in now["search"].items():
         was = before["search"].get(name)

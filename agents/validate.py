@@ -15,7 +15,7 @@ from detectors.errors import InputError
 from detectors.progress import Work, say, work
 from detectors.task import SHAPES
 from hsq_env.channels import channel_groups, shared_inputs
-from hsq_env.choices import Choice, Plan, check_activation_bits
+from hsq_env.choices import PICTURE_BITS, Choice, Plan, check_activation_bits
 from hsq_env.file import load_hsq
 from hsq_env.latency_table import LatencyTable
 from hsq_env.layer_info import trace_layers
@@ -252,6 +252,11 @@ def _latency_checks(run: Path, record: dict[str, Any], task: Made) -> Iterator[C
 def _replayed(name: str, row: dict[str, Any], plan: Plan, record: dict[str, Any], task: Made) -> Check:
     """The plan made anew from the teacher, with as much fine-tuning."""
     rebuild, key = record["rebuild"], task.metric_name.lower()
+    if rebuild["activation_bits"] not in (None, PICTURE_BITS) and rebuild.get("picture_bits") != PICTURE_BITS:
+        raise InputError(
+            "This search was made by an earlier version, which rounded pictures like other inputs: replay it with that "
+            "version, or leave the replay out (--no-replay)."
+        )
     student = Student(task, trace_layers(task), rebuild["activation_bits"], rebuild["sparsity_pattern"])
     finetuned(student, plan, record["finetune_steps"], f"{name} again", rebuild["bfloat16"])
     found = evaluate(task, student.stages, "test")

@@ -9,7 +9,7 @@ def check_counts(seed: int, **counts: int | None) -> None:
         raise InputError(f"The seed is {seed}: give 0 or more (--seed).")
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise InputError(f"{name} is {count}: give 1 or more (--{name.replace('_', '-')}).")
+            raise InputError(f"{name} is {count}: give 1 or more.")
 
 
 def check_learning_rate(given: float) -> None:

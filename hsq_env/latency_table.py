@@ -46,6 +46,15 @@ class LatencyTable:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
+    def is_one(cls, path: str | Path) -> bool:
+        """Whether a file can be read as a table."""
+        try:
+            cls.read(path)
+        except InputError:
+            return False
+        return True
+
+    @classmethod
     def read(cls, path: str | Path) -> "LatencyTable":
         """The file that ``hsq latency --out`` writes.
 

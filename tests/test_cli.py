@@ -346,7 +346,7 @@ def test_a_restorer_has_no_flags_of_detectors(tmp_path: Path, capsys: Captured, 
 @pytest.mark.parametrize(("flag", "value"), [("--image-size", "-5"), ("--train-images", "0"), ("--level-scale", "0")])
 def test_a_teacher_that_cannot_be(tmp_path: Path, capsys: Captured, flag: str, value: str) -> None:
     line = fails(capsys, "teacher", "--out", str(tmp_path / "t"), flag, value)
-    assert "give" in line and flag in line and list(tmp_path.iterdir()) == []
+    assert "give" in line and flag[2:].split("-")[0] in line and list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_agent(on_tiny: dict[str, Any], tmp_path: Path, capsys: Captured) -> None:

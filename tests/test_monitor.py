@@ -146,6 +146,26 @@ def test_a_search_anew_has_the_budget_of_the_old_one(tmp_path: Path) -> None:
     assert arguments_of(tmp_path)["target_accuracy"] == 0.97 and arguments_of(tmp_path)["target_ratio"] == 6.0
 
 
+@pytest.mark.parametrize("more", [{}, {"target_accuracy": 0.97}])
+def test_a_record_that_says_no_aim(tmp_path: Path, more: dict[str, float]) -> None:
+    """A search of the command would take its usual ratio."""
+    figures = {"metric": "mAP", "teacher": {"map": 0.5}, "methods": {"hsq": {"map": 0.4}}, "algo": "dqn"}
+    (tmp_path / "result.json").write_text(json.dumps({**figures, "target_ratio": None, **more}))
+    with pytest.raises(InputError, match="says no ratio and no time to aim at: search with hsq search --continue-from"):
+        arguments_of(tmp_path)
+
+
+def test_agents_that_cannot_go_on(run: Path, tmp_path: Path) -> None:
+    assert agent_of_run(run, "dqn") == "dqn"
+    with pytest.raises(InputError, match="is 'dqn', not 'ppo': leave out --algo"):
+        agent_of_run(run, "ppo")
+    shutil.copytree(run, tmp_path / "own")
+    record = json.loads((run / "result.json").read_text())
+    (tmp_path / "own" / "result.json").write_text(json.dumps({**record, "algo": "mine:make"}))
+    with pytest.raises(InputError, match=r"was by 'mine:make': let what it makes load .*policy\.zip itself"):
+        agent_of_run(tmp_path / "own")
+
+
 def test_a_search_anew_is_one_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for what the old run was asked for; it can be resumed, and its record says how its task was made."""
 
@@ -164,7 +184,8 @@ def test_a_search_anew_is_one_of_the_command(tmp_path: Path, monkeypatch: pytest
     main([*again, "--out", str(new)])
     before, after = (json.loads((run / "result.json").read_text()) for run in (old, new))
     assert {**before["rebuild"], "task": None} == {**after["rebuild"], "task": None}
-    assert after["target_ratio"] == 7.0 and after["rebuild"]["observe_repaired"] and after["rebuild"]["alpha"] == 0.2
+    assert [after[name] for name in ("target_ratio", "warm_start", "surrogate")] == [7.0, ["greedy"], False]
+    assert after["rebuild"]["observe_repaired"] and after["rebuild"]["alpha"] == 0.2
     with np.load(old / "replay.npz") as one, np.load(new / "replay.npz") as other:
         assert len(other["rewards"]) > len(one["rewards"])
 

@@ -186,7 +186,7 @@ def test_patches_that_do_not_go(patch: int, said: str) -> None:
     ("given", "said"),
     [
         ({"seed": -1}, "The seed is -1: give 0 or more (--seed)."),
-        ({"batch_size": 0}, "batch_size is 0: give 1 or more (--batch-size)."),
+        ({"batch_size": 0}, "batch_size is 0: give 1 or more."),
         ({"pool_images": 0}, "pool_images is 0: give 1 or more"),
         ({"calibration_images": 0}, "calibration_images is 0: give 1 or more"),
         ({"search_images": -1}, "search_images is -1: give 1 or more"),

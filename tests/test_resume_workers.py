@@ -50,6 +50,13 @@ def test_what_was_finished_is_not_played_again(
     assert len(set(before) & set(after)) <= 1
 
 
+def test_what_was_finished_is_paid_for(tiny: TinyTask, tmp_path: Path) -> None:
+    explorer = Explorer("dqn", seed=3, episodes=None, evaluations=90, workers=2, surrogate=False)
+    killed_after(tiny, tmp_path / "run", explorer, 9)
+    result = search(tiny, tmp_path / "run", explorer, resume=True)
+    assert 80 <= result["steps"] - result["visited_steps"] <= 90
+
+
 def test_without_a_checkpoint_all_begins_anew(tiny: TinyTask, tmp_path: Path) -> None:
     """The same episodes come again, for nothing, and count once."""
     explorer = Explorer("dqn", seed=3, episodes=8, workers=2, surrogate=False)

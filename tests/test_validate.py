@@ -246,6 +246,14 @@ def test_a_file_that_is_missing(run: Path, name: str) -> None:
     assert f"{'hsq' if name == 'model.hsq' else 'uniform4'}.bytes" in broken(run, replay=False)
 
 
+def test_plans_of_earlier_versions_are_not_replayed(run: Path, photos: Path) -> None:
+    change(run, lambda record: record["rebuild"].update(activation_bits=4))
+    change(run, lambda record: record["rebuild"].pop("picture_bits"))
+    with pytest.raises(InputError, match=r"made by an earlier version, .*leave the replay out \(--no-replay\)"):
+        validate(run)
+    assert validate(run, replay=False)
+
+
 def test_folders_that_cannot_be_checked(run: Path, photos: Path) -> None:
     with pytest.raises(InputError, match="not the folder of a finished search"):
         validate(run.parent)

@@ -201,8 +201,8 @@ def latency(
 
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file in a folder that exists (--out FILE).")
-    if out.exists():
-        LatencyTable.read(out)  # nothing else is overwritten
+    if out.exists() and not LatencyTable.is_one(out):
+        raise InputError(f"{out} exists already and is no latency table: give another file (--out FILE).")
     with aside(json):
         found = measure(teacher, size, threads, repeats, sparsity_pattern)
     found["environment"] = {"versions": versions(), "machine": machine()}

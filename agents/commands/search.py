@@ -102,7 +102,7 @@ def search(
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones
     :param algo: an agent: dqn, qrdqn, maskable_ppo, ppo, sac, td3, ddpg, haq, amc; a baseline: uniform, random, greedy,
         ilp, ilp_repaired, ilp_loads, tpe, nsga2, local, planner; or module:factory of your own
-    :param continue_from: a finished run whose agent, with its policy and its replay, goes on searching
+    :param continue_from: a finished run for one target, whose agent goes on searching with its policy and its replay
     :param episodes: of the agent, which come after the plans that it starts from; each decides every layer once; the
         paper uses 1000; 5 if nothing limits the search
     :param evaluations: students that may be measured in the search, one for each new step
@@ -229,15 +229,16 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode
     a = SimpleNamespace(**arguments)
     if not resumed:
         check_new_folder(out)
+    if a.continue_from is not None and not resumed:  # a search that is resumed knows it
+        a.algo = arguments["algo"] = agent_of_run(Path(a.continue_from), a.algo)
     if a.pareto and a.target_ratio is not None:
         raise InputError("--pareto names the ratios: leave out --target-ratio.")
     ratio = DEFAULT_RATIO if a.target_ratio is None and a.target_latency is None else a.target_ratio
     limited = not (a.episodes is None and a.evaluations is None and a.time_budget is None)
     settings = {name: arguments[name] for name in ("search_images", "pool_images", "calibration_images", "seed")}
     task = make_task(a.dataset, a.teacher, a.splits, a.detector, a.patch, **settings)
-    begun = None if a.continue_from is None else Path(a.continue_from)
     explorer = Explorer(
-        a.algo if begun is None else agent_of_run(begun),
+        a.algo,
         a.seed,
         a.episodes if limited else DEFAULT_EPISODES,
         a.evaluations,
@@ -247,7 +248,7 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode
         a.return_to_best,
         a.surrogate,
         cluster=None if a.ray is None else Cluster(a.ray, a.gpus_per_worker),
-        continue_from=begun,
+        continue_from=None if a.continue_from is None else Path(a.continue_from),
     )
     return run_search(
         task,

@@ -74,6 +74,8 @@ def sweep(
     for name in ("out", "resume", "ray", "json", *axes):
         if name in given:
             raise InputError(f"--{name.replace('_', '-')} is the sweep's own: leave it out behind '--'.")
+    if "algo" in axes and "continue_from" in given:
+        raise InputError("--continue-from names the agent: leave out --algo.")
     with aside(json):
         rows = run_sweep(Sweep(axes, given, trials, ray, at_once, gpus_per_trial, stop_hopeless), out)
     print_sweep(rows, out, as_json=json)
@@ -89,7 +91,7 @@ def _arguments(flags: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = tyro.cli(plain(collected), prog="hsq sweep ... --", args=list(flags))
     usual: dict[str, Any] = tyro.cli(collected, args=[])
     made = {name: value for name, value in found.items() if value != usual[name]}
-    for name in ("dataset", "teacher", "latency_table"):
+    for name in ("dataset", "teacher", "latency_table", "continue_from"):
         if made.get(name) not in (None, SHAPES, PHOTOS) and Path(made[name]).exists():
             made[name] = str(Path(made[name]).resolve())  # trials run in other folders
     return made
