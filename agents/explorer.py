@@ -370,5 +370,5 @@ def _teach(begun: Training, steps: list[Transition], seed: int) -> None:
     if buffer is not None and isinstance(agent, OffPolicyAlgorithm):
         store(agent, steps, buffer)
     for callback in all_callbacks(begun.callbacks):
-        if isinstance(callback, Dyna):
+        if hasattr(callback, "draw_anew"):
             callback.draw_anew(seed, steps)

@@ -493,7 +493,7 @@ def test_a_restorer_from_search_to_evaluation(
     teacher.write_bytes(restorers.teacher.teacher_bytes(spec.build_folded(), spec))
     write_noise(photos)
     data = ["--dataset", str(photos)]
-    flags = "--patch 16 --search-images 2 --pool-images 2 --calibration-images 2 --episodes 0 --warm-start ilp"
+    flags = "--patch 16 --search-images 2 --pool-images 24 --calibration-images 2 --episodes 0 --warm-start ilp"
     flags += " --target-ratio 6 --finetune-steps 1 --finalists 1 --distillation akd+spark"
     main(["search", *data, "--teacher", str(teacher), "--out", str(out), *flags.split()])
     result = json.loads((out / "result.json").read_text())

@@ -220,7 +220,7 @@ def test_what_is_no_interrupted_search_is_refused(tiny: TinyTask, tmp_path: Path
         search(tiny, run, replace(explorer, seed=4), resume=True)
     with pytest.raises(InputError, match=r"was begun with target_ratio 6\.0, not 7\.0"):
         search(tiny, run, explorer, resume=True, target_ratio=7.0)
-    with pytest.raises(InputError, match="another teacher, other images or other settings"):
+    with pytest.raises(InputError, match="another teacher, other images, other settings or an earlier version"):
         search(TinyTask(1), run, explorer, resume=True)
     search(tiny, run, explorer, resume=True)
     with pytest.raises(InputError, match=r"has ended: its figures are in .*result\.json"):

@@ -220,7 +220,6 @@ def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
 def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode: OnEpisode = no_one) -> dict[str, Any]:
     """Search with the command's arguments."""
     from agents.explorer import Explorer
-    from agents.monitor import agent_of_run
     from agents.run_folder import check_new_folder
     from agents.search import search as run_search
     from agents.workers import Cluster
@@ -230,6 +229,8 @@ def _run(arguments: dict[str, Any], out: Path, resumed: bool = False, on_episode
     if not resumed:
         check_new_folder(out)
     if a.continue_from is not None and not resumed:  # a search that is resumed knows it
+        from agents.monitor import agent_of_run
+
         a.algo = arguments["algo"] = agent_of_run(Path(a.continue_from), a.algo)
     if a.pareto and a.target_ratio is not None:
         raise InputError("--pareto names the ratios: leave out --target-ratio.")
