@@ -90,4 +90,4 @@ class _Falling:
         self.start, self.end, self.episodes, self.finished = start, end, episodes, 0
 
     def __call__(self, progress_remaining: float) -> float:
-        return self.start + min(1.0, self.finished / self.episodes) * (self.end - self.start)
+        return self.start + min(1.0, self.finished / max(1, self.episodes)) * (self.end - self.start)
