@@ -16,7 +16,7 @@ class Episode:
     :param accuracy: on the search split, after the last layer
     :param divergence: likewise
     :param target_ratio: that it was asked for
-    :param ratio: as the written file has it
+    :param ratio: as counted from the plan
     """
 
     source: str

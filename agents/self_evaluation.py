@@ -39,12 +39,12 @@ class SelfEvaluationCallback(BaseCallback):
 
     def on_new_workers(self) -> None:
         """They begin with the first alpha and beta."""
-        self.training_env.env_method("set_weights", *self._weights)
+        self._pass_on(self.model._last_obs)
 
     def _on_step(self) -> bool:
-        for worker, info in enumerate(self.locals["infos"]):
-            if info.get("worker_lost"):
-                self.training_env.env_method("set_weights", *self._weights, indices=worker)
+        if any(info.get("worker_lost") for info in self.locals["infos"]):
+            self._pass_on(self.locals["new_obs"])
+        for info in self.locals["infos"]:
             if "plan" in info:
                 if self._falling is not None:
                     self._falling.finished += 1
@@ -59,7 +59,7 @@ class SelfEvaluationCallback(BaseCallback):
         adjustment = self.loop.observe(Window(*self._weights, float(accuracy), float(ratio)))
         self.adjustments.append(adjustment)
         self._weights = (adjustment.alpha, adjustment.beta)
-        self.training_env.env_method("set_weights", adjustment.alpha, adjustment.beta)
+        self._pass_on(self.locals["new_obs"])
         if adjustment.explore_again:
             self._explore_again()
         record = self.logger.record
@@ -72,6 +72,13 @@ class SelfEvaluationCallback(BaseCallback):
         record("self_evaluation/reason", adjustment.reason)
         record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
+
+    def _pass_on(self, shown: Any) -> None:
+        """Tell the environments, and correct what they have shown already: the first layer of episodes to come."""
+        self.training_env.env_method("set_weights", *self._weights)
+        names = self.training_env.get_attr("observation_names")[0]
+        if isinstance(shown, np.ndarray) and shown.shape[1:] == (len(names),):
+            shown[:, [names.index("alpha"), names.index("beta")]] = self._weights
 
     def _explore_again(self) -> None:
         model: Any = self.model

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -377,9 +377,14 @@ def killed_workers(task: Task) -> dict[str, Any]:
         "episodes": result["episodes"],
         "steps_in_replay": len(held) * buffer.n_envs,
         "steps_not_as_measured": wrong,
-        "steps_per_second_before": len(whole) / (whole[-1] - whole[0]),
-        "steps_per_second_after": len(after) / (after[-1] - after[0]),
+        "steps_per_second_before": per_second(whole, buffer.n_envs),
+        "steps_per_second_after": per_second(after, buffer.n_envs),
     }
+
+
+def per_second(times: Sequence[float], workers: int) -> float:
+    """Steps, of the moments at which rounds of a step of each worker ended."""
+    return workers * (len(times) - 1) / (times[-1] - times[0])
 
 
 def main() -> None:

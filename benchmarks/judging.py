@@ -42,6 +42,7 @@ TARGETS = ("14", "hardest", "10")
 SEEDS, FINETUNE_STEPS = 2, 150
 USUAL_IMAGES, HELD_BACK = 128, 2048  # of the search split's generator: the usual ones first
 DAMAGE_IMAGES = slice(192, 256)  # of the training images, behind the pool of the repair
+PROTOCOL = 1  # raised when earlier lines must not be compared with new ones; the first lines have none
 KINDS = ("logits", "boxes", "centerness", "features")
 Weights = tuple[float, ...]  # of the kinds
 WEIGHTINGS: tuple[Weights, ...] = (
@@ -70,6 +71,11 @@ class Run:
 def plan_of() -> list[Run]:
     """All runs, seed by seed."""
     return [Run(t, w, seed) for seed in range(SEEDS) for t in TARGETS for w in WEIGHTINGS]
+
+
+def lines() -> list[dict[str, Any]]:
+    """What has been run, under the present protocol."""
+    return [row for row in read_lines(RUNS) if row.get("protocol") == PROTOCOL]
 
 
 def done(rows: list[dict[str, Any]]) -> set[Run]:
@@ -136,6 +142,7 @@ class Judge:
         tuned = finetuned_student(env, plan, FINETUNE_STEPS, str(run_))
         sums = self.damages[np.arange(len(chosen)), chosen].sum(axis=0)
         return {
+            "protocol": PROTOCOL,
             **vars(run_),
             "map": evaluate(self.held_back, tuned.stages, "search"),
             "teacher_map": self.teacher_map,
@@ -170,13 +177,13 @@ def main() -> None:
     torch.set_num_threads(1)
     judge: Judge | None = None
     for run_ in plan_of()[arguments.shard :: arguments.of]:
-        if run_ in done(read_lines(RUNS)):
+        if run_ in done(lines()):
             continue
         judge = judge or Judge()
         append_line(RUNS, judge.measure(run_))
-        print(run_, read_lines(RUNS)[-1]["map"], flush=True)
-        write_result("judging", summary(read_lines(RUNS)))
-    print(f"wrote {write_result('judging', summary(read_lines(RUNS)))}")
+        print(run_, lines()[-1]["map"], flush=True)
+        write_result("judging", summary(lines()))
+    print(f"wrote {write_result('judging', summary(lines()))}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python -m benchmarks.readme_tables
 """
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,17 +84,22 @@ def search_table(result: dict[str, Any]) -> str:
     """The comparison of searches: points of mAP lost, by method and target."""
     rows: dict[str, dict[str, str]] = {}
     for target, methods in result["embedded"].items():
-        column = f"{target}x" if target[0].isdigit() else f"{methods['ilp']['ratio']:.1f}x"  # uniform plans overshoot
+        column = target if target[0].isdigit() else f"{methods['ilp']['ratio']:.1f}"  # uniform plans overshoot
         for method, figures in methods.items():
-            cell = _cell({**figures, "lost": figures["points_lost"]}, 100)
-            if column != f"{figures['ratio']:.1f}x" and figures["ratio"] > FURTHER * float(column[:-1]):
-                cell += f", at {figures['ratio']:.1f}x"
-            if figures["same_plans_as"]:
-                cell += ", plans of " + " and ".join(f"`{name}`" for name in figures["same_plans_as"])
-            rows.setdefault(f"`{method}`", {})[column] = cell
+            rows.setdefault(f"`{method}`", {})[f"{column}x"] = _search_cell(figures, column)
     for method, figures in result.get("bccd", {}).get("14", {}).items():
-        rows.setdefault(f"`{method}`", {})["14x, photographs"] = _cell({**figures, "lost": figures["points_lost"]}, 100)
+        rows.setdefault(f"`{method}`", {})["14x, photographs"] = _search_cell(figures, "14")
     return "\n".join(_grid("points lost, seeds", rows))
+
+
+def _search_cell(figures: dict[str, Any], ratio: str) -> str:
+    """What a search's plans lose; their ratio where it is another, and whose they are where they are not its own."""
+    cell = _cell({**figures, "lost": figures["points_lost"]}, 100)
+    if ratio != f"{figures['ratio']:.1f}" and figures["ratio"] > FURTHER * float(ratio):
+        cell += f", at {figures['ratio']:.1f}x"
+    if figures["same_plans_as"]:
+        cell += ", plans of " + " and ".join(f"`{name}`" for name in figures["same_plans_as"])
+    return cell
 
 
 WAYS = {
@@ -173,8 +177,7 @@ def artifacts_table(result: dict[str, Any]) -> str:
 
 def _in_order(by_target: dict[str, float]) -> dict[str, float]:
     """By ratio, the largest last."""
-    order = sorted(by_target, key=lambda t: float(t) if t[0].isdigit() else math.inf)
-    return {f"{t}x" if t[0].isdigit() else "17.4x": by_target[t] for t in order}
+    return {f"{target}x": by_target[target] for target in sorted(by_target, key=float)}
 
 
 PEERS = {

@@ -132,7 +132,7 @@ def learner_times(env: HSQEnv) -> tuple[float, float]:
     return statistics.median(gradients), statistics.median(practice)
 
 
-def coco_bytes(env: HSQEnv) -> int:
+def coco_bytes() -> int:
     """Of the environment for COCO, roughly: images in float32, and the float32 teacher with 32 million weights."""
     images = sum(COCO_IMAGES.values()) * COCO_PIXELS * 3 * 4
     return images + 4 * 32_000_000
@@ -212,8 +212,8 @@ def main() -> None:
         "coco_cost": coco_cost(coco["images"]),
         "bytes_of_a_step": bytes_of_step(env),
         "embedded": rows(costs, size),
-        "coco_two_cores": rows(slow, coco_bytes(env)),
-        f"coco_{FASTER:g}_times_faster": rows(fast, coco_bytes(env)),
+        "coco_two_cores": rows(slow, coco_bytes()),
+        f"coco_{FASTER:g}_times_faster": rows(fast, coco_bytes()),
     }
     for name in ("embedded", "coco_two_cores", f"coco_{FASTER:g}_times_faster"):
         speedups = {count: round(float(row["speedup"]), 1) for count, row in figures[name]["workers"].items()}

@@ -41,7 +41,7 @@ from agents.episode import Episode
 from agents.explorer import Explorer
 from agents.finalists import finetuned_student
 from agents.search_log import SearchLog
-from benchmarks.record import RESULTS, append_line, read_lines, write_result
+from benchmarks.record import RESULTS, append_line, check_same_teacher, read_lines, refusing, write_result
 from benchmarks.statistics import interquartile_mean, interval
 from detectors.task import DetectionTask, detection_task, shapes_folder
 from detectors.teacher import SHIPPED_TEACHER
@@ -64,6 +64,7 @@ FEWER_SEEDS: dict[str, int | dict[str, int]] = {  # than the bench's, by method 
     "nsga2": _BLIND,
 }
 TEST_IMAGES, STANDARD = 2400, 400  # of the embedded task; the first 400 are those that every other figure is of
+SAME_MAP = 0.002  # by which a teacher's mAP may differ between machines
 PROTOCOL = 4  # raised when earlier lines must not be compared with new ones
 
 
@@ -325,7 +326,7 @@ def write_summary() -> Path:
                 "core_seconds": round(sum(r["search_seconds"] + r["finetune_seconds"] for r in own)),
                 "left": len(plan_of(bench)) - len(done(own) & set(plan_of(bench))),
             }
-    return write_result("search", figures)
+    return write_result("search", figures, without=("--tasks", "--methods", "--targets"))
 
 
 def seeds_of(bench: Bench, method: str, target: str) -> int:
@@ -349,6 +350,29 @@ def plan_of(bench: Bench) -> list[Run]:
     ]
 
 
+def run_left(name: str, arguments: argparse.Namespace) -> None:
+    """What a task has left."""
+    bench, runner = BENCHES[name], None
+    wanted = [r for r in plan_of(bench) if r.target in arguments.targets]
+    wanted = [r for r in wanted if not arguments.methods or r.method in arguments.methods]
+    for run in wanted[arguments.shard :: arguments.of]:
+        if run in done(lines()):
+            continue
+        if runner is None:
+            runner = Runner(bench, arguments)
+            recorded = (row["teacher_map"] for row in lines() if row["task"] == name)
+            check_same_teacher(RUNS, recorded, runner.teacher_maps["teacher_map"], SAME_MAP)
+        row = runner.measure(run)
+        append_line(RUNS, row)
+        print(
+            f"{run.task} {run.target} {run.method} {run.seed}: {row['test_map']:.4f} at {row['ratio']:.2f}x, "
+            f"divergence {row['divergence']:.4f}, {row['evaluations']} evaluations, {row['search_seconds']:.0f} + "
+            f"{row['finetune_seconds']:.0f} s",
+            flush=True,
+        )
+        write_summary()
+
+
 def main() -> None:
     """Run what is left."""
     parser = argparse.ArgumentParser(description="Compare searches at equal budgets.")
@@ -361,23 +385,9 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("bccd_teacher.safetensors"), help="of the task bccd")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in arguments.tasks:
-        bench, runner = BENCHES[name], None
-        wanted = [r for r in plan_of(bench) if r.target in arguments.targets]
-        wanted = [r for r in wanted if not arguments.methods or r.method in arguments.methods]
-        for run in wanted[arguments.shard :: arguments.of]:
-            if run in done(lines()):
-                continue
-            runner = runner or Runner(bench, arguments)
-            row = runner.measure(run)
-            append_line(RUNS, row)
-            print(
-                f"{run.task} {run.target} {run.method} {run.seed}: {row['test_map']:.4f} at {row['ratio']:.2f}x, "
-                f"divergence {row['divergence']:.4f}, {row['evaluations']} evaluations, {row['search_seconds']:.0f} + "
-                f"{row['finetune_seconds']:.0f} s",
-                flush=True,
-            )
-            write_summary()
+    with refusing(parser):
+        for name in arguments.tasks:
+            run_left(name, arguments)
     print(f"wrote {write_summary()}; draw it with python -m benchmarks.search_figure")
 
 

@@ -27,6 +27,7 @@ from hsq_env.task import Task
 from restorers.task import restoration_task
 
 RUNS = RESULTS / "self_evaluation_runs.jsonl"
+PROTOCOL = 1  # raised when earlier lines must not be compared with new ones; the first lines have none
 SEEDS, EPISODES, LAST, WINDOW = 5, 100, 20, 4
 ALPHAS, BETAS = (0.1, 0.3, 0.6), (0.5, 0.8, 0.95)
 TARGET_ACCURACY, TARGET_RATIO = 0.85, 8.0  # in steps, 4 bits everywhere give about 0.8 at 7.87
@@ -47,9 +48,14 @@ def plan_of() -> list[Run]:
     return [Run(pair, seed) for seed in range(SEEDS) for pair in pairs]
 
 
+def lines() -> list[dict[str, Any]]:
+    """What has been run, under the present protocol."""
+    return [row for row in read_lines(RUNS) if row.get("protocol") == PROTOCOL]
+
+
 def done() -> set[Run]:
-    """What has been run."""
-    return {Run(None if r["pair"] is None else (r["pair"][0], r["pair"][1]), r["seed"]) for r in read_lines(RUNS)}
+    """The same as runs."""
+    return {Run(None if r["pair"] is None else (r["pair"][0], r["pair"][1]), r["seed"]) for r in lines()}
 
 
 def measure(run: Run, task: Task) -> dict[str, Any]:
@@ -71,6 +77,7 @@ def measure(run: Run, task: Task) -> dict[str, Any]:
     merits = [loop.merit_of(e.accuracy, e.ratio) for e in log.episodes]
     last = log.episodes[-LAST:]
     return {
+        "protocol": PROTOCOL,
         "pair": run.pair,
         "seed": run.seed,
         "mse_at_the_end": float(np.mean(merits[-LAST:])),
@@ -112,8 +119,9 @@ def main() -> None:
     for run in plan_of()[arguments.shard :: arguments.of]:
         if run not in done():
             append_line(RUNS, measure(run, task))
-            print(run, read_lines(RUNS)[-1]["mse_at_the_end"], flush=True)
-            write_result("self_evaluation", summary(read_lines(RUNS)))
+            print(run, lines()[-1]["mse_at_the_end"], flush=True)
+            write_result("self_evaluation", summary(lines()))
+    print(f"wrote {write_result('self_evaluation', summary(lines()))}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ take a shard each. ``spark.json`` is made anew from the lines after every run.
 """
 
 import argparse
+import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,9 +29,10 @@ import torch
 from scipy import stats
 
 from agents.finetune import DISTILLATIONS, plan_of
-from benchmarks.record import RESULTS, append_line, read_lines, write_result
+from benchmarks.record import RESULTS, append_line, check_same_teacher, read_lines, refusing, write_result
 from benchmarks.statistics import interquartile_mean, interval
 from detectors.errors import InputError
+from detectors.files import write_atomically
 from detectors.task import detection_task
 from hsq_env.compensation import apply_plan
 from hsq_env.distillation.difficulty import laplacian_variance
@@ -51,6 +53,7 @@ SEEDS = 5
 BATCH_SIZE = 2  # of restorers: few patches in many steps train better than many in few
 METHODS = {"qat_kd": "akd", "qat_spark": "spark", "qat": "none"}  # and the rival; distillations of ``hsq finetune``
 CROPS = 3  # of the figure
+SAME = 0.01, 0.002  # dB and mAP by which a teacher may differ between machines
 ROUNDS, ROUND_STEPS = 7, 12  # of the overhead
 
 
@@ -282,7 +285,9 @@ class Runner:
             for name, shown in (("inputs", batch.images), ("outputs", restored), ("targets", batch.targets)):
                 kept[name] += [image.cpu().numpy().astype(np.float16) for image in shown]
         crops = {name: np.stack(images[:CROPS]) for name, images in kept.items()}
-        np.savez_compressed(MAPS, maps=maps[:CROPS], **crops)  # type: ignore[arg-type]
+        packed = io.BytesIO()
+        np.savez_compressed(packed, maps=maps[:CROPS], **crops)  # type: ignore[arg-type]
+        write_atomically(MAPS, packed.getvalue())
 
     def overhead(self) -> float:
         """How much longer a step with the policy takes: the median of ratios of neighbouring rounds, less one."""
@@ -357,7 +362,36 @@ def write_summary() -> Path:
             "core_seconds": round(sum(line["seconds"] for line in of[name])),
             "left": len(set(plan_of_runs(name)) - done),
         }
-    return write_result("spark", figures)
+    return write_result("spark", figures, without=("--networks", "--rows", "--methods", "--overhead"))
+
+
+def run_left(network: str, arguments: argparse.Namespace) -> None:
+    """What is left of a network, or its policy's overhead."""
+    if arguments.overhead:
+        found = Runner(network, arguments).overhead()
+        append_line(RUNS, {"protocol": protocol_of(network), "network": network, "overhead": found})
+        print(f"{network}: a step with the policy takes {100 * found:.1f} % longer")
+        return
+    runner = None
+    wanted = [run for run in plan_of_runs(network) if not arguments.rows or run.row in arguments.rows]
+    wanted = [run for run in wanted if not arguments.methods or run.method in arguments.methods]
+    for run in wanted[arguments.shard :: arguments.of]:
+        if any(all(line.get(k) == v for k, v in vars(run).items()) for line in lines()):
+            continue
+        if runner is None:
+            runner = Runner(network, arguments)
+            recorded = (
+                line["teacher"]["score"] for line in lines() if line["network"] == network and "teacher" in line
+            )
+            check_same_teacher(RUNS, recorded, runner.teacher["score"], SAME[network == "detector"])
+        line = runner.measure(run)
+        append_line(RUNS, line)
+        print(
+            f"{network} {run.row} {run.method} {run.seed}: {line['score']:.4f} (teacher "
+            f"{line['teacher']['score']:.4f}), {line['seconds']:.0f} s",
+            flush=True,
+        )
+        write_summary()
 
 
 def main() -> None:
@@ -373,27 +407,9 @@ def main() -> None:
     parser.add_argument("--of", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for network in arguments.networks:
-        if arguments.overhead:
-            found = Runner(network, arguments).overhead()
-            append_line(RUNS, {"protocol": protocol_of(network), "network": network, "overhead": found})
-            print(f"{network}: a step with the policy takes {100 * found:.1f} % longer")
-            continue
-        runner = None
-        wanted = [run for run in plan_of_runs(network) if not arguments.rows or run.row in arguments.rows]
-        wanted = [run for run in wanted if not arguments.methods or run.method in arguments.methods]
-        for run in wanted[arguments.shard :: arguments.of]:
-            if any(all(line.get(k) == v for k, v in vars(run).items()) for line in lines()):
-                continue
-            runner = runner or Runner(network, arguments)
-            line = runner.measure(run)
-            append_line(RUNS, line)
-            print(
-                f"{network} {run.row} {run.method} {run.seed}: {line['score']:.4f} (teacher "
-                f"{line['teacher']['score']:.4f}), {line['seconds']:.0f} s",
-                flush=True,
-            )
-            write_summary()
+    with refusing(parser):
+        for network in arguments.networks:
+            run_left(network, arguments)
     print(f"wrote {write_summary()}; draw it with python -m benchmarks.spark_figure")
 
 

@@ -327,17 +327,19 @@ def main(
     :param task: "embedded" or "bccd", which has the settings for full width
     :param dataset: "shapes", or a COCO-layout folder
     :param teacher: of that data
-    :param parts: cold, floor, side_by_side, train, growth; those that are not in the file yet when none are named
+    :param parts: cold, floor, side_by_side, train, growth; those that are not finished yet when none are named
     :param seed: of actions and agent
     """
     torch.set_num_threads(1)
     bench = Bench(task, dataset, teacher, seed)
     wanted = parts or tuple(name for name in PARTS if name != "growth" or task == "embedded")
     for part in wanted:
-        if not parts and part in _known(task).get("parts", {}):
+        if not parts and _known(task).get("parts", {}).get(part, {}).get("finished"):
             continue
         print(f"--- {task}: {part}", flush=True)
-        PARTS[part](bench, partial(_save, bench, part, time.perf_counter()))
+        save = partial(_save, bench, part, time.perf_counter(), set())
+        PARTS[part](bench, save)
+        save({}, finished=True)
 
 
 def _known(task: str) -> Figures:
@@ -346,12 +348,20 @@ def _known(task: str) -> Figures:
     return figures
 
 
-def _save(bench: Bench, part: str, started: float, figures: Figures) -> None:
-    """Put the figures of a part, finished or not, into the file."""
+def _save(bench: Bench, part: str, started: float, written: set[str], figures: Figures, finished: bool = False) -> None:
+    """Put figures of a part into the file, in place of an earlier call's.
+
+    :param written: names of the part's figures that this call has put there; these are added
+    :param finished: whether the part has ended; others are measured anew by the next call
+    """
     known = {name: _known(name) for name in TASK_SETTINGS if _known(name)}
     command = " ".join(["python -m benchmarks.speed", *(shown(a) for a in sys.argv[1:])])
-    done = {"command": command, "seconds": round(time.perf_counter() - started, 1)}
     before = known.get(bench.name, {})
+    written.update(figures)
+    stale = set(before.get("parts", {}).get(part, {}).get("figures", ())) - written
+    before = {name: value for name, value in before.items() if name not in stale}
+    seconds = round(time.perf_counter() - started, 1)
+    done = {"command": command, "seconds": seconds, "finished": finished, "figures": sorted(written)}
     mine = {**before, **figures, "settings": settings(bench), "parts": {**before.get("parts", {}), part: done}}
     if "train100_environment_s" in mine and "reference_s" in mine:
         agent = mine["train100_fast_s"] - mine["train100_environment_s"]

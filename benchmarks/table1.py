@@ -6,17 +6,21 @@ python -m benchmarks.table1 --latency  # on a machine that does nothing else
 
 HSQ is ``hsq search`` with all targets at once, a search for each seed; the integer program's plans, which know every
 choice of every layer alone as the step repairs it, and the uniform plans are fine-tuned alike, with as many steps on as
-many images. Test figures are of images that no search has seen. Files lie in ``--work``, a run folder for each search;
-latencies are theirs, in onnxruntime on one thread, each in turn with the same network in float32.
+many images and as many seeds. On the embedded data HSQ fine-tunes two finalists and keeps the better on search images.
+Test figures are of images that no search has seen. Files lie in ``--work``, a run folder for each search; latencies are
+theirs, in onnxruntime on one thread, each in turn with the same network in float32.
 
-A line of ``benchmarks/results/table1_runs.jsonl`` is a search or the plans without one; what is there is not run again.
-``table1_<data>.json`` is made anew after each, with the rows of ``benchmarks.peers`` and the paper's own.
+A line of ``benchmarks/results/table1_runs.jsonl`` is a search or the plans without one; what is there is not run again,
+and what another process is at is left to it: the same command may run twice side by side. ``table1_<data>.json`` is
+made anew after each, with the rows of ``benchmarks.peers`` and the paper's own.
 """
 
 import argparse
+import fcntl
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,7 @@ from agents.search import search
 from benchmarks.peers.given import REPEATS
 from benchmarks.peers.run import PROTOCOL as PEERS_PROTOCOL
 from benchmarks.peers.run import RUNS as PEERS_RUNS
-from benchmarks.record import RESULTS, append_line, read_lines, write_result
+from benchmarks.record import RESULTS, append_line, command, read_lines, refusing, write_result
 from benchmarks.search import TEST_IMAGES
 from benchmarks.statistics import interquartile_mean, interval
 from detectors.errors import InputError
@@ -105,8 +109,8 @@ class Runner:
         self.data, self.bench, self.teacher = data, BENCHES[data], teacher
         self.task = self._task(dataset, 0)
         self.dataset, self.detector = dataset, self.task.spec.detector
-        self.folder = work / f"{data}-{self.detector}"
         self.digest = digest_of(teacher)
+        self.folder = work / f"{data}-{self.detector}-{self.digest[:8]}"
 
     def _task(self, dataset: str | Path, seed: int) -> DetectionTask:
         return detection_task(dataset, None, self.teacher, seed=seed, **self.bench.task)
@@ -114,34 +118,47 @@ class Runner:
     def _settings(self) -> dict[str, Any]:
         return {"reward": "divergence", "alpha": 0.0, "beta": 1.0, "bfloat16": self.bench.bfloat16}
 
-    def plans(self) -> Iterator[dict[str, Any]]:
-        """Uniform bits and the integer program's plan of each target, as they are and fine-tuned."""
+    def place(self, kind: str, seed: int) -> Path:
+        """The folder of a line's files."""
+        return self.folder / (f"seed{seed}" if kind == SEARCH else f"{PLANS}{seed}")
+
+    def plans(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Uniform bits and the integer program's plan of each target, fine-tuned, and with seed 0 as they are.
+
+        :param seed: of the fine-tuning's batches
+        """
         bench = self.bench
         env = HSQEnv(self.task, target_ratio=TARGETS, step_minibatches=bench.repair_steps, **self._settings())
-        fresh(self.folder / PLANS)
-        whole = len(self.task.teacher_file())
-        yield {"method": "float32", "map": self._map(self.task.stages(self.task.teacher)), "bytes": whole}
+        _ = env.repaired_sensitivities  # of the same plans for every seed
+        env.task = self.task if seed == 0 else self._task(self.dataset, seed)
+        files = self.place(PLANS, seed)
+        fresh(files)
+        if seed == 0:
+            whole = len(self.task.teacher_file())
+            yield {"method": "float32", "map": self._map(self.task.stages(self.task.teacher)), "bytes": whole}
         for bits in BITS:
-            yield self._row(env, f"uniform{bits}", uniform_plan(env, bits), 0)
-            yield self._row(env, f"uniform{bits}_finetuned", uniform_plan(env, bits), bench.finetune_steps)
+            plan = uniform_plan(env, bits)
+            if seed == 0:
+                yield self._row(env, files / f"uniform{bits}.hsq", plan, 0)
+            yield self._row(env, files / f"uniform{bits}_finetuned.hsq", plan, bench.finetune_steps)
         names = tuple(info.name for info in env.layers)
         for target in TARGETS:
             env.reset(options={"target_ratio": target})
             chosen = integer_program_choices(env, env.repaired_sensitivities)
             plan = Plan(names, tuple(env.choices[index] for index in chosen))
-            yield self._row(env, f"ilp_repaired-{target:g}", plan, bench.finetune_steps)
+            yield self._row(env, files / f"ilp_repaired-{target:g}.hsq", plan, bench.finetune_steps)
 
     def _map(self, stages: Sequence[Any]) -> float:
         return evaluate(self.task, stages, "test")
 
-    def _row(self, env: HSQEnv, method: str, plan: Plan, steps: int) -> dict[str, Any]:
-        student, file = finetuned_student(env, plan, steps, method), self.folder / PLANS / f"{method}.hsq"
+    def _row(self, env: HSQEnv, file: Path, plan: Plan, steps: int) -> dict[str, Any]:
+        student = finetuned_student(env, plan, steps, file.stem)
         save_hsq(student, file)
-        return {"method": method, "map": self._map(student.stages), "bytes": file.stat().st_size}
+        return {"method": file.stem, "map": self._map(student.stages), "bytes": file.stat().st_size}
 
     def search(self, seed: int) -> Iterator[dict[str, Any]]:
         """One search for all targets."""
-        bench, out = self.bench, self.folder / f"seed{seed}"
+        bench, out = self.bench, self.place(SEARCH, seed)
         fresh(out)
         result = search(
             self._task(self.dataset, seed),
@@ -161,7 +178,7 @@ class Runner:
     def line(self, kind: str, seed: int) -> dict[str, Any]:
         """One line of the record."""
         started = time.monotonic()
-        rows = list(self.plans() if kind == PLANS else self.search(seed))
+        rows = list(self.plans(seed) if kind == PLANS else self.search(seed))
         return {
             "protocol": PROTOCOL,
             "data": self.data,
@@ -180,24 +197,27 @@ class Runner:
         return [row for row in lines(self.data) if row["teacher_sha256"] == self.digest]
 
     def files(self) -> dict[str, Path]:
-        """The files of all rows on record that have one, HSQ's of the first seed."""
-        known = {row["method"] for line in self.own() if line["kind"] != LATENCY for row in line["rows"]}
-        found = {name: self.folder / PLANS / f"{name}.hsq" for name in known}
-        found |= {f"hsq-{t:g}": self.folder / "seed0" / f"model-{t:g}.hsq" for t in TARGETS}
+        """The files of the first seed's rows on record that have one."""
+        first = [line for line in self.own() if line["kind"] != LATENCY and line["seed"] == 0]
+        known = {row["method"] for line in first for row in line["rows"]}
+        found = {name: self.place(PLANS, 0) / f"{name}.hsq" for name in known}
+        found |= {f"hsq-{t:g}": self.place(SEARCH, 0) / f"model-{t:g}.hsq" for t in TARGETS}
         return {name: file for name, file in sorted(found.items()) if name in known and file.is_file()}
 
     def latency(self) -> dict[str, Any]:
-        """One line with the milliseconds of every file and of float32.
+        """One line with the milliseconds of every file and of float32, on an image as the task has them.
 
         :raises InputError: if there are no files, or no ONNX form of the detector
         """
         check_exportable(self.task.teacher, post_processing=False)
-        rows = []
-        for method, file in self.files().items():
-            (speed,) = bench(file, threads=(1,), repeats=REPEATS).speeds
-            rows.append({"method": method, "ms": 1000 * speed.compressed, "float32_ms": 1000 * speed.float32})
-        if not rows:
+        files = self.files()
+        if not files:
             raise InputError(f"{self.folder} has no files to time: run the table first, with the same --work.")
+        height, width = self.task.calibration()[0].images.shape[-2:]
+        rows = []
+        for method, file in files.items():
+            (speed,) = bench(file, (height, width), threads=(1,), repeats=REPEATS).speeds
+            rows.append({"method": method, "ms": 1000 * speed.compressed, "float32_ms": 1000 * speed.float32})
         plain = float(np.median([row["float32_ms"] for row in rows]))
         return {
             "protocol": PROTOCOL,
@@ -205,6 +225,7 @@ class Runner:
             "detector": self.detector,
             "kind": LATENCY,
             "teacher_sha256": self.digest,
+            "image": [height, width],
             "rows": [*rows, {"method": "float32", "ms": plain, "float32_ms": plain}],
         }
 
@@ -214,6 +235,20 @@ def fresh(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether no other process makes what belongs into a folder; none does so inside."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except BlockingIOError:
+            free = False
+        else:
+            free = True
+        yield free
 
 
 def methods_of(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -256,14 +291,23 @@ def write_summary(data: str) -> Path:
     for detector, digest in {row["detector"]: row["teacher_sha256"] for row in rows}.items():
         own = [row for row in rows if row["teacher_sha256"] == digest]
         same = [row for row in peers_of(data) if row["teacher_sha256"] == digest]
-        searched = {row["seed"] for row in own if row["kind"] == SEARCH}
+        done = {(row["kind"], row["seed"]) for row in own if row["kind"] != LATENCY}
+        timed = [row for row in own if row["kind"] == LATENCY]
         figures[detector] = {
             "methods": {**methods_of(own), **{row["peer"]: {n: row[n] for n in PEER_FIGURES} for row in same}},
-            "left": len(set(range(SEEDS)) - searched) + (not any(row["kind"] == PLANS for row in own)),
+            "left": len(set(wanted_of(range(SEEDS))) - done),
+            "latency_image": timed[-1].get("image") if timed else None,
             "core_seconds": round(sum(row.get("seconds", 0) for row in own)),
         }
     settings = {name: value for name, value in vars(BENCHES[data]).items() if name != "task"}
-    return write_result(f"table1_{data}", {**figures, "settings": settings, "quoted_from_the_paper": QUOTED})
+    parts = ("--seeds", "--latency")
+    figures["command_of_latencies"] = command(parts) + " --latency"
+    return write_result(f"table1_{data}", {**figures, "settings": settings, "quoted_from_the_paper": QUOTED}, parts)
+
+
+def wanted_of(seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Kinds and seeds of lines."""
+    return [(kind, seed) for seed in seeds for kind in (PLANS, SEARCH)]
 
 
 def main() -> None:
@@ -273,7 +317,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=Path("bccd"), help="the folder of bccd")
     parser.add_argument("--teachers", nargs="+", type=Path, help="of bccd, a part of the table for each")
     parser.add_argument("--work", type=Path, default=Path("runs/table1"), help="where files go")
-    parser.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), help="only these searches, and no plans")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=range(SEEDS), default=range(SEEDS), help="only these")
     parser.add_argument("--latency", action="store_true", help="time the files instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -281,32 +325,40 @@ def main() -> None:
     if embedded != (arguments.teachers is None):
         parser.error("give --teachers FILE... ('hsq teacher' makes them) with --data bccd, and with that alone")
     dataset = shapes_folder({"test": TEST_IMAGES}) if embedded else arguments.dataset
-    searches = [(SEARCH, seed) for seed in (range(SEEDS) if arguments.seeds is None else arguments.seeds)]
-    wanted = searches if arguments.seeds is not None else [(PLANS, 0), *searches]
-    try:
+    with refusing(parser):
         runners = [Runner(arguments.data, dataset, file, arguments.work) for file in arguments.teachers or SHIPPED]
         if len({runner.detector for runner in runners}) < len(runners):
             parser.error("two of the teachers are of the same detector: give one of each")
         for runner in runners:
             if arguments.latency:
-                append_line(RUNS, runner.latency())
+                time_files(runner)
             else:
-                run(runner, wanted)
-    except InputError as error:
-        parser.error(str(error))
+                run(runner, wanted_of(arguments.seeds))
     print(f"wrote {write_summary(arguments.data)}")
 
 
 def run(runner: Runner, wanted: Sequence[tuple[str, int]]) -> None:
-    """What is not on record yet."""
+    """What is not on record yet, and nobody else is at."""
     for kind, seed in wanted:
-        if (kind, seed) in {(line["kind"], line.get("seed")) for line in runner.own()}:
-            continue
-        line = runner.line(kind, seed)
-        append_line(RUNS, line)
+        with claimed(runner.place(kind, seed)) as free:
+            if not free or (kind, seed) in {(line["kind"], line.get("seed")) for line in runner.own()}:
+                continue
+            line = runner.line(kind, seed)
+            append_line(RUNS, line)
         for row in line["rows"]:
             print(f"{runner.detector} {row['method']} {seed}: {row['map']:.4f}, {row['bytes']:,} bytes", flush=True)
         write_summary(runner.data)
+
+
+def time_files(runner: Runner) -> None:
+    """One line of latencies, where the detector has an ONNX form."""
+    try:
+        check_exportable(runner.task.teacher, post_processing=False)
+    except InputError as error:
+        print(f"{runner.detector} is not timed: {error}", flush=True)
+        return
+    append_line(RUNS, runner.latency())
+    write_summary(runner.data)
 
 
 if __name__ == "__main__":

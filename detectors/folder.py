@@ -147,7 +147,9 @@ def _checked_annotations(folder: Path, name: str) -> dict[str, Any]:
             f"{path} is not in COCO's format ({type(error).__name__}: {error}): export it again."
         ) from error
     if not (folder / name).is_dir():
-        raise InputError(f"{path} has no image folder {folder / name}: put the images there.")
+        raise InputError(
+            f"{path} has no image folder {folder / name}: put the images there, or name other splits with --splits."
+        )
     if not images or not annotations:
         what = "images" if not images else "annotations"
         raise InputError(f"{path} lists no {what}: a split needs both images and boxes.")

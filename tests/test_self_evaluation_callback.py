@@ -41,6 +41,23 @@ def test_adjustments_reach_the_environment_and_the_logs(tiny: TinyTask, tmp_path
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_agents_see_the_weights_that_count(tiny: TinyTask) -> None:
+    env = HSQEnv(tiny, step_minibatches=0, sensitivities=NONE)
+    at = [env.observation_names.index(name) for name in ("alpha", "beta")]
+    callback = SelfEvaluationCallback(SelfEvaluation(0.95, 8.0), window=1)
+    seen: list[bool] = []
+
+    def look(given: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append(np.allclose(given["self"]._last_obs[0, at], callback._weights))
+        return True
+
+    # before a step's adjustment what is shown is what counted in that step
+    agent_on(env).learn(4 * 7, callback=[ConvertCallback(look), callback])
+    assert len({(a.alpha, a.beta) for a in callback.adjustments}) == 4
+    assert len(seen) == 4 * 7
+    assert all(seen)
+
+
 def test_windows_are_means_of_finished_episodes(tiny: TinyTask) -> None:
     env = HSQEnv(tiny, step_minibatches=0, sensitivities=NONE)
     loop = SelfEvaluation(0.95, 8.0)
@@ -97,7 +114,7 @@ class Switched(gym.Wrapper[Any, Any, Any, Any]):
 def test_corrupted_images_are_noticed_and_recovered_from(tiny: TinyTask) -> None:
     """Accuracy collapses in the middle of a search although alpha and beta do not ask for it."""
     clean, noisy = (HSQEnv(task, step_minibatches=0, sensitivities=NONE) for task in (tiny, Corrupted(tiny)))
-    env = Switched(clean, noisy, first=24, last=48)
+    env = Switched(clean, noisy, first=36, last=60)
     agent = agent_on(env, exploration_initial_eps=0.05, exploration_fraction=0.01)
     loop = SelfEvaluation(1.0, 11.0)
     callback = SelfEvaluationCallback(loop, window=3, exploration=0.5, exploring=6)
@@ -110,16 +127,16 @@ def test_corrupted_images_are_noticed_and_recovered_from(tiny: TinyTask) -> None
             rates.append(agent.exploration_rate)
             return True
 
-    agent.learn(90 * 7, callback=[callback, Watch(loop)])
+    agent.learn(102 * 7, callback=[callback, Watch(loop)])
     asked = [a.explore_again for a in callback.adjustments]  # one per three episodes
     reacted = asked.index(True)
-    assert 8 <= reacted < 16  # while the images are corrupted
+    assert 12 <= reacted < 20  # while the images are corrupted
     at = (3 * reacted + 3) * 7
     assert min(sizes[at - 2 : at + 7]) <= 7 < sizes[at - 9]  # the stale replay is gone
     assert max(rates[at : at + 7]) > 0.4 and rates[-1] <= 0.05  # exploration rose and fell again
     merits = [a.mse for a in callback.adjustments]
-    assert min(merits[8:16]) > 0.1  # while the images are corrupted
-    assert max(min(merits[:8]), np.median(merits[-8:])) < 0.15 * min(merits[8:16])  # before, and again in the end
+    assert min(merits[12:20]) > 0.1  # while the images are corrupted
+    assert max(min(merits[:12]), np.median(merits[-8:])) < 0.15 * min(merits[12:20])  # before, and again in the end
 
 
 @pytest.mark.parametrize("total", [100, 10_000_000])

@@ -219,7 +219,7 @@ def validate(
     replay: bool = True,
     json: bool = False,
 ) -> None:
-    """Check every figure of a finished search: files are measured anew, the plan is fine-tuned again from the teacher.
+    """Check every figure of a search's table: files are measured anew, its plan is fine-tuned again from the teacher.
 
     Exit code 1 if a figure does not hold; it is named.
 

@@ -96,7 +96,8 @@ def search(
     :param dataset: "shapes" or a COCO-layout folder for a detector, "photos" or a folder of images for a restorer; by
         default the embedded data of the teacher's kind
     :param detector: name that the teacher must have; any if not given; the restorers dncnn and edsr ship with one; a
-        detector of torchvision's (see hsq teacher --help) without --teacher has its COCO weights downloaded
+        detector of torchvision's (fcos_resnet50_fpn and those of hsq teacher --help) without --teacher has its COCO
+        weights downloaded
     :param teacher: a detector's, written by 'hsq teacher', torchvision's COCO weights of --detector (.pth), or a
         restorer's; the shipped detector if not given
     :param splits: names of the training, the search and, if there is one, the test split; by default the usual ones

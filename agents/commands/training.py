@@ -228,7 +228,8 @@ def data(
     Example: hsq data coco --out coco/ --splits val2017 --images 500
 
     :param what: "coco", the only one so far
-    :param out: the folder, with room for 40 GB, or for 2 GB with val2017 alone
+    :param out: the folder, with room for 40 GB, or for 2 GB with val2017 alone, which other commands then need as
+        each of their --splits
     :param splits: of val2017 and train2017
     :param images: how many of each split to keep, in which every category has its share; all if not given
     :param json: print {"folder", "images": {split: how many}}; all else goes to standard error
