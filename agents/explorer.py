@@ -117,6 +117,8 @@ class Explorer:
             raise InputError(f"The seed is {self.seed}: give 0 or more (--seed).")
         if self.episodes is not None and self.episodes < 0:
             raise InputError(f"There are no {self.episodes} episodes: give 0 or more (--episodes).")
+        if self.time_budget is not None and not self.time_budget >= 0:
+            raise InputError(f"Nothing can be found in {self.time_budget:g} seconds: give 0 or more (--time-budget).")
         if self.evaluations is not None and self.evaluations < 1:
             raise InputError(f"Nothing can be found in {self.evaluations} evaluations: give --evaluations 1 or more.")
 

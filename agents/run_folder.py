@@ -25,7 +25,7 @@ from hsq_env.distillation.spark import Spark
 from hsq_env.file import save_hsq
 from hsq_env.student import Student
 
-CHECKPOINTS, SETTINGS = "checkpoints", "settings.json"
+CHECKPOINTS, SETTINGS, LOCK, TEACHER = "checkpoints", "settings.json", "lock", "teacher.safetensors"
 
 
 def model_file(method: str) -> str:
@@ -65,8 +65,10 @@ def _signature(settings: dict[str, Any]) -> str:
 
 def _unbegun(path: Path) -> bool:
     """Whether a folder holds no more than what a search left that was killed before it had begun."""
-    names = {child.name for child in path.iterdir()}
-    return names <= {CHECKPOINTS, "teacher.safetensors"} and not (path / CHECKPOINTS / SETTINGS).exists()
+    held = {str(child.relative_to(path)) for child in path.rglob("*")}
+    lock = f"{CHECKPOINTS}/{LOCK}"
+    ours = {CHECKPOINTS, lock, f"{CHECKPOINTS}/.{SETTINGS}.partial", TEACHER, f".{TEACHER}.partial"}
+    return not held or (lock in held and held <= ours)
 
 
 def check_new_folder(path: Path) -> None:
@@ -111,7 +113,7 @@ class RunFolder:
         :raises InputError: if one does
         """
         self.checkpoints.mkdir(exist_ok=True)
-        with open(self.checkpoints / "lock", "w") as file:
+        with open(self.checkpoints / LOCK, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
             except OSError as error:
@@ -119,8 +121,10 @@ class RunFolder:
             try:
                 yield
             finally:
-                if not (self.checkpoints / SETTINGS).is_file():  # nothing was begun: the folder can be given again
+                begun = (self.checkpoints / SETTINGS).is_file()
+                if self.checkpoints.is_dir() and not begun:  # nor has it ended: the folder can be given again
                     shutil.rmtree(self.checkpoints, ignore_errors=True)
+                    (self.path / TEACHER).unlink(missing_ok=True)
 
     def new_logs(self) -> Path:
         """A folder for TensorBoard's files that holds none yet: a resumed search has one of its own."""
@@ -183,8 +187,8 @@ class RunFolder:
 
     def write_teacher(self, content: bytes) -> int:
         """Write ``teacher.safetensors``; its size on disk in bytes."""
-        write_atomically(self.path / "teacher.safetensors", content)
-        return (self.path / "teacher.safetensors").stat().st_size
+        write_atomically(self.path / TEACHER, content)
+        return (self.path / TEACHER).stat().st_size
 
 
 def digest_of(path: Path) -> str:

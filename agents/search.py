@@ -236,8 +236,10 @@ def _explore(
 
 def _check(explorer: Explorer, finalists: int, finetune_steps: int, checkpoint_minutes: float, track: str) -> None:
     """Refuse what cannot be searched with."""
-    if checkpoint_minutes < 0:
-        raise InputError(f"There are no {checkpoint_minutes} minutes between checkpoints: give 0 or more.")
+    if not checkpoint_minutes >= 0:
+        raise InputError(
+            f"There are no {checkpoint_minutes:g} minutes between checkpoints: give 0 or more (--checkpoint-minutes)."
+        )
     if finalists < 1:
         raise InputError(f"There would be nothing to choose from {finalists} plans: give --finalists 1 or more.")
     if finetune_steps < 0:

@@ -102,9 +102,6 @@ def run_sweep(sweep: Sweep, out: Path, say: Callable[[str], None] = print) -> li
             disconnect()
     rows = [row_of(combination, out / name) for name, combination in named.items()]
     mark_front(rows)
-    for row in rows:
-        if row["state"] == "stopped":
-            (out / row["run"] / STOPPED).touch()  # hopeless, next time too
     write_json(out / RECORD, {"arguments": arguments, "axes": sweep.axes, "trials": rows})
     failed = [row["run"] for row in rows if row["state"] == "failed"]
     if failed:
@@ -137,13 +134,14 @@ def _run_trials(sweep: Sweep, out: Path) -> None:
         OptunaSearch(space, metric="score", mode="max", sampler=sampler), max_concurrent=sweep.at_once
     )
     trial = tune.with_resources(_Trial(sweep.arguments, out), {"cpu": 1, "gpu": sweep.gpus})
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the sweep as if all had been tried
     with work("sweep, trial", count) as going:
         results = tune.Tuner(
             trial,
             tune_config=tune.TuneConfig(
                 num_samples=count,
                 search_alg=algorithm,
-                scheduler=AmongEquals() if sweep.stop_hopeless else None,
+                scheduler=AmongEquals(out) if sweep.stop_hopeless else None,
             ),
             run_config=tune.RunConfig(
                 verbose=0,
@@ -234,11 +232,14 @@ def _episodes_of(folder: Path) -> list[dict[str, Any]]:
 class AmongEquals(FIFOScheduler):
     """Successive halving (Li et al. 2018, arXiv 1810.05934), among trials with the same target and reward.
 
-    Divergences of different targets say nothing about each other.
+    Divergences of different targets say nothing about each other. What is stopped is so for good: its folder says it.
+
+    :param out: of the sweep
     """
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
         super().__init__()
+        self.out = out
         self._of: dict[tuple[Any, ...], Any] = {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -260,6 +261,9 @@ class AmongEquals(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """See Ray."""
         decided: str = self._scheduler(trial).on_trial_result(tune_controller, trial, result)
+        folder = self.out / name_of(trial.config)
+        if decided == self.STOP and folder.is_dir():
+            (folder / STOPPED).touch()
         return decided
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -286,7 +290,9 @@ def row_of(combination: dict[str, Any], folder: Path) -> dict[str, Any]:
         }
     if (folder / ERROR).is_file():
         return {**row, "state": "failed", "error": (folder / ERROR).read_text().strip()}
-    return {**row, "state": "stopped" if folder.is_dir() else "not tried"}
+    if (folder / STOPPED).is_file():
+        return {**row, "state": "stopped"}
+    return {**row, "state": "interrupted" if folder.is_dir() else "not tried"}
 
 
 def mark_front(rows: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def identity(env: "HSQEnv") -> str:
-    """A hash of the problem: teacher, images, layers, settings of the repair; the same on every machine."""
+    """A hash of the problem: teacher, images, labels, layers, settings of the repair; the same on every machine."""
     shapes = [(info.name, info.shape, info.stride, info.groups, info.calls) for info in env.layers]
     return _digest(env, (shapes, env.choices, env.compressor.repair_settings()), "any")
 
@@ -24,5 +24,5 @@ def problem(env: "HSQEnv") -> str:
 
 def _digest(env: "HSQEnv", settings: object, version: str) -> str:
     task = env.task
-    batches = [*task.calibration(), *task.finetuning(), *task.evaluation("search")]
-    return table_digest(task, settings, batches, version)
+    labelled = [*task.finetuning(), *task.evaluation("search")]
+    return table_digest(task, settings, task.calibration(), version, labelled)

@@ -120,7 +120,8 @@ def repaired_sensitivity(compressor: Compressor, choices: Sequence[Choice], alph
     """``measure_repaired_sensitivity``, kept on disk likewise."""
     settings = (compressor.infos, choices, compressor.repair_settings(), alpha)
     task = compressor.task
-    digest = table_digest(task, settings, [*task.calibration(), *task.finetuning()])
+    labelled = task.finetuning() if alpha > 0 else ()
+    digest = table_digest(task, settings, [*task.calibration(), *task.finetuning()], labelled=labelled)
     rows = KeptRows(path_of(digest))
     table = kept_table(digest, lambda: measure_repaired_sensitivity(compressor, choices, alpha, rows))
     rows.discard()

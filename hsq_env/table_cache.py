@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +21,47 @@ ROWS_SECONDS = 60.0  # between two writings of a table that is being measured
 CACHE_VERSION = 5  # raised whenever the same inputs would give other sensitivities
 
 
-def table_digest(task: Task, settings: object, batches: Sequence[Batch], version: str = torch.__version__) -> str:
+def table_digest(
+    task: Task,
+    settings: object,
+    batches: Sequence[Batch],
+    version: str = torch.__version__,
+    labelled: Sequence[Batch] = (),
+) -> str:
     """A name for a table that depends on the teacher, on images and on whatever else ``settings`` shows.
 
     :param version: of torch, on which last bits depend
+    :param labelled: batches of which not only the images count
     """
     digest = hashlib.sha256(repr((CACHE_VERSION, version, JUDGING_WEIGHTS, settings)).encode())
     for tensor in task.teacher.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     for batch in batches:
         digest.update(batch.images.cpu().contiguous().numpy().tobytes())
+    for batch in labelled:
+        _add(digest, getattr(batch, "__dict__", {}))
     return digest.hexdigest()[:24]
+
+
+def _add(digest: "hashlib._Hash", value: Any) -> None:
+    """Tensors, arrays, numbers and words, however deep in lists and dictionaries; other objects do not count."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous()
+        digest.update(repr((value.dtype, tuple(value.shape))).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray):
+        digest.update(repr((value.dtype, value.shape)).encode())
+        digest.update(value.tobytes())
+    elif isinstance(value, dict):
+        for name, own in value.items():
+            digest.update(repr(name).encode())
+            _add(digest, own)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)} values".encode())
+        for own in value:
+            _add(digest, own)
+    elif value is None or isinstance(value, str | int | float):
+        digest.update(repr(value).encode())
 
 
 def kept_table(digest: str, measure: Callable[[], Table]) -> Table:

@@ -321,6 +321,12 @@ def test_a_used_folder(tmp_path: Path, capsys: Captured) -> None:
         ("--workers", "0", "0 workers can do no work: give --workers 1 or more."),
         ("--table-megabytes", "-1", "table_megabytes is -1.0: give 0 or more (--table-megabytes)."),
         ("--table-megabytes", "nan", "table_megabytes is nan: give 0 or more (--table-megabytes)."),
+        ("--time-budget", "-5", "Nothing can be found in -5 seconds: give 0 or more (--time-budget)."),
+        ("--time-budget", "nan", "Nothing can be found in nan seconds: give 0 or more (--time-budget)."),
+        (
+            *("--checkpoint-minutes", "nan"),
+            "There are no nan minutes between checkpoints: give 0 or more (--checkpoint-minutes).",
+        ),
         ("--finetune-steps", "-5", "There are no -5 steps: give 0 or more (--finetune-steps)."),
         ("--step-minibatches", "-1", "There are no -1 minibatches in a step: give 0 or more (--step-minibatches)."),
     ],

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from tiny_task import TinyTask
 
+import agents.evaluation_budget
+from agents.episode import Episode
 from agents.evaluation_budget import EvaluationBudget
 from agents.keep_best import KeepBest
 from agents.rollout import play_episode, rollout
 from agents.search_log import SearchLog
 from agents.shared_evaluations import SharedEvaluations
+from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 
 PLAN, OTHER = [8, 5, 4, 6, 4, 9, 1], [8, 5, 4, 6, 4, 9, 2]
@@ -40,6 +43,40 @@ def test_the_budget_is_used_up_and_never_exceeded(tiny: TinyTask, limit: int, me
         if terminated:
             env.reset()
     assert inner.evaluations == limit
+
+
+def test_a_merit_is_what_plans_are_compared_by(tiny: TinyTask) -> None:
+    """In place of divergence and return, smaller is better."""
+
+    def merit(accuracy: float, ratio: float) -> float:
+        return abs(ratio - 9) + accuracy
+
+    env, log = KeepBest(make(tiny, target_ratio=6.0), merit), SearchLog(nothing, merit=merit)
+    names = tuple(info.name for info in env.unwrapped.layers)
+    for bits, ratio in zip((8, 4, 2), (6.0, 9.0, 12.0), strict=True):
+        plan = Plan(names, (Choice(bits),) * 7)
+        log.note(Episode("dqn", plan, 12 - ratio, 0.9, ratio, 1.0, divergence=ratio, target_ratio=6.0), {})
+    assert [episode.ratio for episode in log.best_plans(3, 6.0)] == [9.0, 6.0, 12.0]
+    for actions in (PLAN, [0] * 7):
+        env.reset()
+        for action in actions:
+            *_, info = env.step(action)
+        assert info["score"] == -merit(info["accuracy"], info["ratio"])
+
+
+def test_repeating_what_is_known_ends_too(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one plan fits into the budget, evaluations are never used up."""
+    monkeypatch.setattr(agents.evaluation_budget, "IDLE_EPISODES", 2)
+    largest = make(tiny).budget.largest_ratio
+    env = EvaluationBudget(make(tiny, target_ratio=largest), 50)
+    env.reset()
+    steps, truncated = 0, False
+    while not truncated and steps < 5 * 7:
+        *_, terminated, truncated, info = env.step(0)
+        steps += 1
+        if terminated:
+            env.reset()
+    assert truncated and info["evaluations_spent"] and (steps, env.spent) == (3 * 7 + 1, 7)
 
 
 @pytest.mark.parametrize("space", ["discrete", "continuous"])

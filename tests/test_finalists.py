@@ -1,5 +1,6 @@
 """Long fine-tuning, the choice on the search split, and the figures of the table."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from agents.run_folder import RunFolder
 from hsq_env.choices import Choice, Plan
 from hsq_env.env import HSQEnv
 from hsq_env.file import load_hsq
+from hsq_env.latency_table import LatencyTable
+from hsq_env.layer_info import trace_layers
 from hsq_env.long_finetuning import finetune_all
 from hsq_env.student import Student, evaluate
 
@@ -84,6 +87,21 @@ def test_metric_and_divergence_may_disagree(env: HSQEnv, monkeypatch: pytest.Mon
         scores = iter([0.9, 0.1])
         winner, _, _ = choose(env, [episode(plan, target=target) for plan in plans], 0, nothing)
         assert winner.plan == plans[expected]
+    scores = iter([math.nan, 0.1])  # what is no number is worse than all
+    winner, _, _ = choose(env, [episode(plan) for plan in plans], 0, nothing)
+    assert winner.plan == plans[1]
+
+
+def test_a_budget_of_time_decides_by_divergence_too(tiny: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [info.name for info in trace_layers(tiny)]
+    table = LatencyTable("by hand", {name: {str(bits): 1e-6 * bits for bits in (2, 4, 8, 32)} for name in names})
+    env = HSQEnv(tiny, latency_table=table, target_latency=1e6, step_minibatches=0)
+    assert env.bounded and env.target_ratio is None
+    plans = [uniform(env, c) for c in (Choice(2, 0.75), Choice(8))]
+    scores = iter([0.9, 0.1])
+    monkeypatch.setattr("agents.finalists.evaluate", lambda task, stages, split: next(scores))
+    winner, _, _ = choose(env, [episode(plan) for plan in plans], 0, nothing)
+    assert winner.plan == plans[1]
 
 
 def test_among_equals_the_first_wins(env: HSQEnv) -> None:

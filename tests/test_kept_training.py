@@ -20,8 +20,13 @@ from hsq_env.student import Student
 def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any, frozen_share: float) -> None:
     plan = Plan(tuple(info.name for info in infos), (Choice(4, 0.0),) * len(infos))
 
+    taken: list[int] = []
+
     def trained(kept: KeptTraining | None, until: int | None = None) -> bytes:
+        taken.clear()
+
         def on_step(step: int) -> None:
+            taken.append(step)
             if step == until:
                 raise KilledError
 
@@ -32,10 +37,15 @@ def test_a_long_fine_tuning_goes_on(tiny: TinyTask, tmp_path: Path, infos: Any, 
         return student_bytes(student)
 
     through, file = trained(None), tmp_path / "training"
+    every = list(taken)
     for until in (3, 7):
         with pytest.raises(KilledError):
             trained(KeptTraining(file, 0.0), until)
+        assert taken == every[0 if until == 3 else 3 : until + 1]
     assert trained(KeptTraining(file, 0.0)) == through
+    assert taken == every[7:]
     assert trained(KeptTraining(file, 0.0)) == through  # interrupted after its last step
+    assert taken == []
     file.write_bytes(file.read_bytes()[:-100])  # torn: from the beginning
     assert trained(KeptTraining(file, 0.0)) == through
+    assert taken == every and len(every) == 9

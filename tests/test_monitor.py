@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_resume import policy
 from tiny_task import TinyNet, TinyTask
 
 import agents.monitor
@@ -103,7 +104,8 @@ def test_a_search_goes_on_with_the_old_policy_and_replay(tiny: TinyTask, run: Pa
 
     def watch(self: Explorer, env: Any, log: Any, logs: Any, on_agent: Any, *rest: Any) -> Any:
         def note(agent: Any) -> None:
-            agents_seen.append((agent, agent.replay_buffer.size(), agent.policy.state_dict()["q_net.q_net.0.weight"]))
+            weights = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+            agents_seen.append((agent, agent.replay_buffer.size(), weights))
             on_agent(agent)
 
         return explorer_run(self, env, log, logs, note, *rest)
@@ -111,7 +113,9 @@ def test_a_search_goes_on_with_the_old_policy_and_replay(tiny: TinyTask, run: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Explorer, "run", watch)
         search(tiny, tmp_path / "new", explorer, **QUIET)
-    _, size, _ = agents_seen[0]
+    _, size, weights = agents_seen[0]
+    old = policy(run)
+    assert weights.keys() == old.keys() and all(torch.equal(value, old[name]) for name, value in weights.items())
     assert size == 7 + 2 * 7 - 1  # the old run's rollout and episodes; SB3 does not store the step it stops at
     assert (tmp_path / "new" / "result.json").is_file()
 

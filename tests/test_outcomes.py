@@ -1,5 +1,6 @@
 """Outcomes that somebody has measured: kept in memory, in a file, and looked up by environments."""
 
+import copy
 import math
 import pickle
 from multiprocessing import get_context
@@ -8,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_task import TinyTask
+from tiny_task import TinyBatch, TinyTask
 
 from hsq_env.choices import Choice
 from hsq_env.compressor import Compressor
 from hsq_env.env import HSQEnv
-from hsq_env.identity import problem
+from hsq_env.identity import identity, problem
 from hsq_env.outcomes import KEY_BYTES, KeptOutcomes, OutcomeFile, key_of
 from hsq_env.prefixes import Decision, Outcome
 
@@ -140,6 +141,27 @@ def test_other_problems_share_nothing(tiny: TinyTask, tmp_path: Path) -> None:
     }
     assert len(problems) == 8
     assert problem(env_of(tiny)) == problem(env_of(tiny, reward="size", alpha=0.7))
+
+
+def test_images_and_labels_are_part_of_a_problem(tiny: TinyTask) -> None:
+    images, labels, judged = (copy.copy(tiny) for _ in range(3))
+    images._evaluation = {**tiny._evaluation, "search": tiny._evaluation["test"]}
+    labels._train = [TinyBatch(b.images, b.labels.roll(1, 0)) for b in tiny._train]
+    search = [TinyBatch(b.images, b.labels.roll(1, 0)) for b in tiny._evaluation["search"]]
+    judged._evaluation = {**tiny._evaluation, "search": search}
+    tasks = (tiny, images, labels, judged)
+    for digest in (identity, problem):
+        assert len({digest(env_of(task)) for task in tasks}) == 4
+        assert digest(env_of(tiny)) == digest(env_of(copy.deepcopy(tiny)))
+
+
+def test_tables_of_labels_are_of_them(tiny: TinyTask) -> None:
+    """Those after a repair from the ground truth; distillation alone asks for none."""
+    labels = copy.copy(tiny)
+    labels._train = [TinyBatch(b.images, b.labels.roll(1, 0)) for b in tiny._train]
+    for alpha, same in ((0.5, False), (0.0, True)):
+        one, other = (env_of(task, alpha=alpha).repaired_sensitivities for task in (tiny, labels))
+        assert np.array_equal(one, other) is same
 
 
 def test_a_policy_that_learns_is_not_shared(tiny: TinyTask, tmp_path: Path) -> None:

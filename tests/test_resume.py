@@ -227,6 +227,18 @@ def test_what_is_no_interrupted_search_is_refused(tiny: TinyTask, tmp_path: Path
         search(tiny, run, explorer, resume=True)
 
 
+def test_another_users_search_goes_on_for_those_who_trust_it(
+    tiny: TinyTask, through: Path, tmp_path: Path, often: None, killed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    explorer = settled(tiny, run, killed)
+    monkeypatch.setenv("HSQ_CACHE", str(tmp_path / "of another"))
+    with pytest.raises(InputError, match="give --trust-checkpoints"):
+        search(tiny, run, explorer, resume=True)
+    search(tiny, run, explorer, resume=True, trust_checkpoints=True)
+    assert_same_runs(through, run)
+
+
 def test_a_torn_checkpoint_is_passed_over(
     tiny: TinyTask, through: Path, tmp_path: Path, often: None, killed: Any
 ) -> None:

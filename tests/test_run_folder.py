@@ -40,6 +40,26 @@ def test_what_holds_something_is_refused_and_left_alone(tmp_path: Path, kind: st
     assert held.read_text() == "precious" and len(list(tmp_path.rglob("*"))) == (1 if kind == "file" else 2)
 
 
+@pytest.mark.parametrize("name", ["checkpoints/epoch10.pt", "checkpoints/lock/mine", "teacher.safetensors"])
+def test_names_of_ours_are_no_licence(tmp_path: Path, name: str) -> None:
+    held = tmp_path / "run" / name
+    held.parent.mkdir(parents=True)
+    held.write_text("precious")
+    for check in (check_new_folder, RunFolder):
+        with pytest.raises(InputError, match="already holds something"):
+            check(tmp_path / "run")
+    assert held.read_text() == "precious"
+
+
+def test_what_was_killed_before_it_began_is_taken(tmp_path: Path) -> None:
+    for name in ("checkpoints/lock", "checkpoints/.settings.json.partial", "teacher.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with RunFolder(tmp_path).locked():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("nested", ["run", "deep/run"])
 def test_a_place_below_a_file_is_refused(tmp_path: Path, nested: str) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -21,6 +21,7 @@ from hsq_env.layer_info import LayerInfo, trace_layers
 from hsq_env.layers import make_compressible
 from hsq_env.quantizers import activation_range
 from hsq_env.sensitivity import (
+    _numbers,
     measure_repaired_sensitivity,
     measure_sensitivity,
     repaired_sensitivity,
@@ -94,6 +95,11 @@ def test_outputs_that_are_no_numbers_count_as_the_largest(tiny: TinyTask, infos:
     assert np.array_equal(measure_sensitivity(task, infos, SOME), np.ones((7, 2)))
     task.armed = False
     assert np.array_equal(measure_sensitivity(task, infos, SOME), measure_sensitivity(tiny, infos, SOME))
+
+
+def test_numbers_by_hand() -> None:
+    table = np.array([[5.0, np.nan], [0.1, np.inf]])
+    assert _numbers(table).tolist() == [[5.0, 5.0], [0.1, 5.0]]
 
 
 # ---- the cache

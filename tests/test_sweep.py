@@ -1,12 +1,15 @@
 """Many searches at once: what is tried, what is refused, what lies on the front."""
 
+import importlib
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import agents.sweep
 from agents.commands.sweep import _arguments
 from agents.tables import print_sweep
 from detectors.errors import InputError
@@ -14,7 +17,7 @@ from detectors.progress import Work
 
 pytest.importorskip("ray", reason="an extra: pip install -e '.[ray]'")
 
-from agents.sweep import GRACE_EPISODES, AmongEquals, Sweep, mark_front, name_of, row_of, run_sweep
+from agents.sweep import GRACE_EPISODES, AmongEquals, Sweep, _Trial, mark_front, name_of, row_of, run_sweep
 from agents.trial_progress import TrialProgress
 
 
@@ -81,33 +84,73 @@ def test_rows_and_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for name, size, score in (("a", 100, 0.69), ("b", 50, 0.65), ("c", 60, 0.64), ("d", 100, 0.69)):
         finished(tmp_path / name, size, score)
     (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "stopped").touch()
+    (tmp_path / "h").mkdir()
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "error.txt").write_text("There is no file x.\n")
-    rows = [row_of({"seed": number}, tmp_path / name) for number, name in enumerate("abcdefg")]
+    rows = [row_of({"seed": number}, tmp_path / name) for number, name in enumerate("abcdefgh")]
     mark_front(rows)
-    assert [row["front"] for row in rows] == [True, True, False, True, False, False, False]
-    assert [row["state"] for row in rows] == ["finished"] * 4 + ["stopped", "failed", "not tried"]
+    assert [row["front"] for row in rows] == [True, True, False, True, False, False, False, False]
+    assert [row["state"] for row in rows] == ["finished"] * 4 + ["stopped", "failed", "not tried", "interrupted"]
     assert (
         rows[5]["error"] == "There is no file x." and rows[1]["ratio"] == 16 and rows[1]["lost"] == pytest.approx(0.05)
     )
     print_sweep(rows, tmp_path)
-    assert "4 of 7 searches finished" in capsys.readouterr().out
+    assert "4 of 8 searches finished" in capsys.readouterr().out
 
 
-def test_trials_are_stopped_among_equals_only() -> None:
-    scheduler = AmongEquals()
+def test_trials_are_stopped_among_equals_only(tmp_path: Path) -> None:
+    scheduler = AmongEquals(tmp_path)
     trials = [
         SimpleNamespace(config={"target_ratio": r, "seed": s}, trial_id=f"{r}-{s}") for r in (6, 14) for s in range(4)
     ]
     decisions: dict[str, str] = {}
     for trial in trials:
         scheduler.on_trial_add(None, trial)
+        (tmp_path / name_of(trial.config)).mkdir()
     for trial in trials:  # those of 14x are all worse than those of 6x; in each group the later the worse
         score = -float(trial.config["target_ratio"]) - trial.config["seed"]
         result: dict[str, Any] = {"score": score, "episodes": GRACE_EPISODES}
         decisions[trial.trial_id] = scheduler.on_trial_result(None, trial, result)
     assert decisions["6-0"] == decisions["14-0"] == "CONTINUE"
     assert decisions["6-3"] == decisions["14-3"] == "STOP"
+    for trial in trials:  # for good
+        row = row_of(trial.config, tmp_path / name_of(trial.config))
+        assert row["state"] == ("stopped" if decisions[trial.trial_id] == "STOP" else "interrupted")
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends the program, and what it interrupted is no hopeless trial: its search is resumed."""
+    seeds = Sweep({"seed": [1, 2]}, {}, at_once=1)
+
+    class Interrupted:
+        def __init__(self, *given: Any, **named: Any) -> None:
+            assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
+
+        def fit(self) -> None:
+            (tmp_path / "out" / "seed_1" / "checkpoints").mkdir(parents=True)
+            (tmp_path / "out" / "seed_1" / "checkpoints" / "settings.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "0")
+    monkeypatch.setattr(agents.sweep, "connect", lambda *given: False)
+    monkeypatch.setattr(agents.sweep.tune, "Tuner", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(seeds, tmp_path / "out")
+    assert row_of({"seed": 1}, tmp_path / "out" / "seed_1")["state"] == "interrupted"
+    called: list[tuple[str, Path]] = []
+    reports: list[dict[str, Any]] = []
+    search = importlib.import_module("agents.commands.search")
+    monkeypatch.setattr(search, "resume_run", lambda run, told: called.append(("resume", run)))
+    monkeypatch.setattr(search, "begin", lambda asked, run, told: called.append(("begin", run)))
+    monkeypatch.setattr(agents.sweep.tune, "report", reports.append)
+    trial = _Trial({}, tmp_path / "out")
+    for seed in (1, 2):
+        trial({"seed": seed})
+    assert called == [("resume", tmp_path / "out" / "seed_1"), ("begin", tmp_path / "out" / "seed_2")]
+    (tmp_path / "out" / "seed_1" / "stopped").touch()
+    trial({"seed": 1})
+    assert len(called) == 2 and len(reports) == 1
 
 
 @pytest.mark.long

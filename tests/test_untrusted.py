@@ -107,6 +107,11 @@ def test_policies_of_other_runs(tmp_path: Path, mark: Path, tiny: TinyTask) -> N
     assert not mark.exists()
     path.write_bytes(archive(mark, good, torch_file({"x": Evil(mark)})))
     refused(lambda: load_policy(made[0], path), mark)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Explorer, "run", lambda self, *given: made.append(run(self, *given)) or made[1])
+        agents.search.search(tiny, tmp_path / "fewer", explorer, **quiet, bits=(4, 8))
+    with pytest.raises(InputError, match="holds no policy for this search"):
+        load_policy(made[1], good)
     np.savez(tmp_path / "replay.npz", observations=np.array([Evil(mark)], dtype=object))
     refused(lambda: fill_replay(made[0].replay_buffer, tmp_path / "replay.npz"), mark)
 

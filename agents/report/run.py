@@ -160,7 +160,8 @@ def read_run(path: Path) -> Run:
     try:
         record: dict[str, Any] = json.loads((path / "result.json").read_text())
         found = _searched(path, record) if "methods" in record else _finetuned(path, record)
-        if not all(math.isfinite(n) for model in found.models for n in (model.score, model.ratio)):
+        figures = [n for model in found.models for n in (model.score, model.ratio)]
+        if not all(map(math.isfinite, [found.teacher_score, *figures])):
             raise ValueError("a figure is no number")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path} is not the folder of a finished run ({type(error).__name__}: {error}).") from error
