@@ -65,10 +65,10 @@ def _signature(settings: dict[str, Any]) -> str:
 
 def _unbegun(path: Path) -> bool:
     """Whether a folder holds no more than what a search left that was killed before it had begun."""
-    held = {str(child.relative_to(path)) for child in path.rglob("*")}
-    lock = f"{CHECKPOINTS}/{LOCK}"
-    ours = {CHECKPOINTS, lock, f"{CHECKPOINTS}/.{SETTINGS}.partial", TEACHER, f".{TEACHER}.partial"}
-    return not held or (lock in held and held <= ours)
+    held = set(os.listdir(path))
+    if not held <= {CHECKPOINTS, TEACHER, f".{TEACHER}.partial"} or not (path / CHECKPOINTS / LOCK).is_file():
+        return not held
+    return set(os.listdir(path / CHECKPOINTS)) <= {LOCK, f".{SETTINGS}.partial"}
 
 
 def check_new_folder(path: Path) -> None:

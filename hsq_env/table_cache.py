@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,15 @@ def table_digest(
     for batch in batches:
         digest.update(batch.images.cpu().contiguous().numpy().tobytes())
     for batch in labelled:
-        _add(digest, getattr(batch, "__dict__", {}))
+        _add(digest, _content(batch))
     return digest.hexdigest()[:24]
+
+
+def _content(batch: Any) -> Any:
+    """What a batch consists of."""
+    if is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return batch if isinstance(batch, tuple) else getattr(batch, "__dict__", batch.images)
 
 
 def _add(digest: "hashlib._Hash", value: Any) -> None:

@@ -3,12 +3,15 @@
 import copy
 import math
 import pickle
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from tiny_task import TinyBatch, TinyTask
 
 from hsq_env.choices import Choice
@@ -17,6 +20,7 @@ from hsq_env.env import HSQEnv
 from hsq_env.identity import identity, problem
 from hsq_env.outcomes import KEY_BYTES, KeptOutcomes, OutcomeFile, key_of
 from hsq_env.prefixes import Decision, Outcome
+from hsq_env.table_cache import table_digest
 
 LAYERS = 7
 
@@ -153,6 +157,36 @@ def test_images_and_labels_are_part_of_a_problem(tiny: TinyTask) -> None:
     for digest in (identity, problem):
         assert len({digest(env_of(task)) for task in tasks}) == 4
         assert digest(env_of(tiny)) == digest(env_of(copy.deepcopy(tiny)))
+
+
+def test_batches_of_any_kind_are_read(tiny: TinyTask) -> None:
+    class Named(NamedTuple):
+        images: torch.Tensor
+        labels: torch.Tensor
+
+    @dataclass(slots=True)
+    class Slots:
+        images: torch.Tensor
+        labels: torch.Tensor
+
+    class Bare:
+        __slots__ = ("images",)
+
+        def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+            self.images = images
+
+    images, labels = tiny._train[0].images, tiny._train[0].labels
+    for kind in (
+        Named,
+        Slots,
+        Bare,
+        TinyBatch,
+        lambda *given: SimpleNamespace(images=given[0], labels=[{"a": given[1]}]),
+    ):
+        given = [kind(images, labels), kind(images, labels.roll(1, 0)), kind(images + 1, labels)]
+        found = [table_digest(tiny, (), (), labelled=[batch]) for batch in given]
+        assert len(set(found)) == (2 if kind is Bare else 3)
+        assert found[0] == table_digest(tiny, (), (), labelled=[kind(images.clone(), labels.clone())])
 
 
 def test_tables_of_labels_are_of_them(tiny: TinyTask) -> None:
