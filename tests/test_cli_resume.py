@@ -123,7 +123,7 @@ def test_bad_resumes(
     ("flags", "sentence"),
     [
         (("--ray", "192.0.2.1:1", "--algo", "local"), "'local' acts in one environment: leave out --ray"),
-        (("--checkpoint-minutes", "-1"), "There are no -1.0 minutes between checkpoints"),
+        (("--checkpoint-minutes", "-1"), "There are no -1 minutes between checkpoints"),
     ],
 )
 def test_bad_flags(
